@@ -9,7 +9,16 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "EffmlError", "Interrupted", "MissingExtra", "NonFiniteError", "require"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EffmlError",
+    "Interrupted",
+    "MissingExtra",
+    "NonFiniteError",
+    "require",
+]
 
 
 class EffmlError(Exception):

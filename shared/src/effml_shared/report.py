@@ -1,0 +1,159 @@
+"""`report.html`: one self-contained page made from a run directory alone, at any time during or after the run.
+
+Claims with intervals first, then the experiment's own plots, the loss of each method's best trial against steps and
+against time, the results table, and at the end what is needed to repeat it all: configuration, versions, machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effml_shared.experiments import Experiment
+from effml_shared.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["claims_table", "write_report"]
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.5rem }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem }
+p.sub { color: #5b6570; margin-top: 0 } table { border-collapse: collapse; width: 100%; font-size: .92rem }
+th { text-align: left; color: #5b6570; font-weight: 600; border-bottom: 2px solid #d8dde2; padding: .35rem .7rem .35rem 0 }
+td { border-bottom: 1px solid #e7eaed; padding: .45rem .7rem .45rem 0; vertical-align: top }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } th.n { text-align: right }
+.verdict { white-space: nowrap; font-weight: 650 } .holds { color: #14713d } .does { color: #b3261e } .inconclusive { color: #8a5a00 }
+figure { margin: 1rem 0 } img { width: 100%; height: auto } figcaption { color: #5b6570; font-size: .9rem }
+pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; border-radius: 6px }
+"""
+
+
+def write_report(run: Run, experiment: Experiment) -> Path:
+    """Draw the plots into `plots/` and write `report.html`; returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    rows, summary = run.metrics(), run.summary
+    figures = {**experiment.figures(rows, summary), **_loss_figures(rows)}
+    (run.path / "plots").mkdir(exist_ok=True)
+    pictures = []
+    for caption, figure in figures.items():
+        FigureCanvasAgg(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight")
+        name = "".join(c if c.isalnum() else "-" for c in caption.split(":")[0].lower())
+        (run.path / "plots" / f"{name}.png").write_bytes(buffer.getvalue())
+        source = base64.b64encode(buffer.getvalue()).decode()
+        text = html.escape(caption)
+        pictures.append(
+            f'<figure><img alt="{text}" src="data:image/png;base64,{source}"><figcaption>{text}</figcaption></figure>'
+        )
+    manifest = run.manifest
+    status = (
+        "" if summary["status"] == "finished" else f" · {html.escape(summary['status'])}: figures below are partial"
+    )
+    machine = {
+        **manifest["versions"],
+        **manifest["machine"],
+        "git commit": manifest["git"],
+        "command": manifest["command"],
+    }
+    body = [
+        f"<h1>{html.escape(experiment.title)}</h1>",
+        f'<p class="sub">{html.escape(experiment.name)} · {html.escape(experiment.paper)} · preset '
+        f"{html.escape(manifest['preset'])} · {html.escape(manifest['started'])}{status}</p>",
+        *(["<h2>Claims</h2>", _table(claims_table(summary["claims"]))] if summary.get("claims") else []),
+        *(["<h2>Results</h2>", _table(summary["table"])] if summary.get("table") else []),
+        "<h2>Plots</h2>" if pictures else "<p>No step has finished yet.</p>",
+        *pictures,
+        f"<h2>Configuration</h2><pre>{html.escape(run.config_yaml.read_text())}</pre>",
+        "<h2>Versions and machine</h2>",
+        _table([{"what": key, "value": str(value)} for key, value in machine.items()]),
+    ]
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(experiment.name)}</title>"
+    path = run.path / "report.html"
+    path.write_text(f"{page}<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n")
+    return path
+
+
+def claims_table(claims: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return stored verdicts as rows of text, for the terminal and the page."""
+    return [
+        {
+            "claim": verdict["claim"]["text"],
+            "measured": f"{number(verdict['mean'])}{verdict['claim']['unit']}",
+            "95% interval": f"[{number(verdict['low'])}, {number(verdict['high'])}] n={verdict['seeds']}",
+            "paper": verdict["claim"]["paper"],
+            "verdict": verdict["verdict"],
+        }
+        for verdict in claims
+    ]
+
+
+def number(value: Any) -> str:
+    """Return a cell's text: four significant digits, a dash where there is no number."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    numeric = {key for key in rows[0] if all(isinstance(row.get(key), int | float | None) for row in rows)}
+    classes = {key: ' class="n"' if key in numeric else "" for key in rows[0]}
+    head = "".join(f"<th{classes[key]}>{html.escape(key)}</th>" for key in rows[0])
+    lines = []
+    for row in rows:
+        cells = []
+        for key in rows[0]:
+            verdict = f' class="verdict {str(row[key]).split()[0]}"' if key == "verdict" else classes[key]
+            cells.append(f"<td{verdict}>{html.escape(number(row.get(key)))}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _loss_figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
+    """Plot the best trial of each method (by last evaluation, else by last loss) against steps and against time."""
+    from matplotlib.figure import Figure
+
+    trials: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        trials[row["trial"]].append(row)
+    best: dict[str, tuple[float, str]] = {}
+    for name, lines in trials.items():
+        scores = [r.get("eval_loss") for r in lines if r.get("eval_loss") is not None] or [r.get("loss") for r in lines]
+        if scores[-1] is not None:
+            method = name.split("/")[0]
+            best[method] = min(best.get(method, (math.inf, name)), (scores[-1], name))
+    if not best:
+        return {}
+    figures = {}
+    for axis, unit in (("step", "optimizer steps"), ("seconds", "training seconds")):
+        figure = Figure(figsize=(7.5, 4.0))
+        axes = figure.add_subplot()
+        for method, (score, name) in sorted(best.items()):
+            lines = [row for row in trials[name] if row.get("loss") is not None]
+            smooth = _smooth([row["loss"] for row in lines])
+            axes.plot(
+                [row[axis] for row in lines], smooth, label=f"{method} ({name.partition('/')[2]}; ends at {score:.3f})"
+            )
+        axes.set(xlabel=unit, ylabel="training loss (smoothed)")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        figures[f"Loss against {unit}: the best trial of each method"] = figure
+    return figures
+
+
+def _smooth(values: list[float], half_life: float = 5.0) -> list[float]:
+    """Average exponentially, with the start corrected for its missing past."""
+    decay, total, weight, result = 0.5 ** (1 / half_life), 0.0, 0.0, []
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        result.append(total / weight)
+    return result
