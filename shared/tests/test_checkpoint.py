@@ -71,7 +71,7 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(tmp_path, caplog, 
 def test_nothing_but_damaged_ones_is_an_error_not_a_fresh_start(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     (checkpoints.save(1, state(1)) / "state.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         checkpoints.load()
 
 

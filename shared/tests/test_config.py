@@ -94,3 +94,17 @@ def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
         load_config(Config(), yaml=tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="a directory"):
         load_config(Config(), yaml=tmp_path)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    width: int = 3
+
+
+@dataclass
+class Outer:
+    inner: Frozen = field(default_factory=Frozen)
+
+
+def test_frozen_dataclasses_are_laid_over_too():
+    assert load_config(Outer(), overrides=["inner.width=5"]).inner.width == 5

@@ -95,7 +95,9 @@ def test_each_budget_stops(limit, value):
 
 def test_the_seconds_budget_counts_training_only():
     slow = lambda: time.sleep(0.2) or {"loss": 0.0}  # noqa: E731
-    clock = make_loop(budget=Budget(seconds=0.1), schedule=lambda clock: Plan(1), evaluate=slow, evaluate_every=10).run()
+    clock = make_loop(
+        budget=Budget(seconds=0.1), schedule=lambda clock: Plan(1), evaluate=slow, evaluate_every=10
+    ).run()
     assert 0.1 <= clock.seconds < 0.2
 
 

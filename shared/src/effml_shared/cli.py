@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     console = Console()
     try:
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         if not sys.stdout.isatty() and console.width < 100:
             console = Console(width=120)  # piped output is read in wide windows
         with distributed.launched():
@@ -47,6 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EffmlError as error:
         _say(f"effml: error: {error}")
         return 2
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unknown argument {rest[0]}")
+    if rest:  # argparse leaves the words after an option behind
+        options.overrides += rest
+    return options
 
 
 def _parser() -> _Parser:

@@ -36,6 +36,9 @@ def load_config(base: T, *, yaml: str | Path | None = None, overrides: Sequence[
     from omegaconf.errors import OmegaConfBaseException
 
     merged = OmegaConf.structured(base)
+    for name, kind in field_names(type(base)).items():
+        if dataclasses.is_dataclass(kind):  # frozen ones are read-only to OmegaConf, yet only laid over here
+            OmegaConf.set_readonly(OmegaConf.select(merged, name), False)
     layers = [] if yaml is None else [(f"{yaml}: ", _read_yaml(Path(yaml)))]
     for word in overrides:
         key, equals, _ = word.partition("=")
@@ -114,7 +117,7 @@ def _check_names(schema: Any, layer: Any, origin: str, prefix: str = "") -> None
         if isinstance(value, dict) and dataclasses.is_dataclass(known[name]):
             _check_names(schema, value, origin, f"{name}.")
         elif dataclasses.is_dataclass(known[name]):
-            inner = ", ".join(field.name for field in dataclasses.fields(known[name]))  # type: ignore[arg-type]
+            inner = ", ".join(field.name for field in dataclasses.fields(known[name]))
             raise ConfigError(f"{origin}{name}: got {value!r}, expected its fields ({name}.<{inner}>=value)")
 
 

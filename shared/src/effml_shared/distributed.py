@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from effml_shared.errors import CheckpointError, ConfigError, EffmlError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "agreed",
@@ -97,7 +99,7 @@ def parallelize(model: nn.Module, strategy: str, *, blocks: type[nn.Module] | No
     for module in model.modules() if blocks is not None else ():
         if blocks is not None and isinstance(module, blocks):
             fully_shard(module, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    return cast(nn.Module, fully_shard(model, mesh=mesh))
 
 
 def mesh_of(model: nn.Module) -> DeviceMesh | None:
@@ -149,9 +151,10 @@ def agreed(purpose: str) -> Iterator[None]:
         raise EffmlError(f"{purpose} failed on another rank; its own message says why")
 
 
-def is_sharded(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
     """Say whether a tensor is a DTensor."""
-    return dist.is_available() and isinstance(tensor, torch.distributed.tensor.DTensor)
+    module = sys.modules.get("torch.distributed.tensor")  # takes seconds to import; until then there is no DTensor
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def shard_like(value: Any, reference: torch.Tensor) -> Any:
@@ -160,9 +163,8 @@ def shard_like(value: Any, reference: torch.Tensor) -> Any:
         return value
     if value.shape != reference.shape:
         return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
-    assert isinstance(reference, DTensor)
     return distribute_tensor(value.to(reference.device), reference.device_mesh, reference.placements)
 
 

@@ -26,10 +26,11 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.5rem }
 h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem }
 p.sub { color: #5b6570; margin-top: 0 } table { border-collapse: collapse; width: 100%; font-size: .92rem }
-th { text-align: left; color: #5b6570; font-weight: 600; border-bottom: 2px solid #d8dde2; padding: .35rem .7rem .35rem 0 }
+th { text-align: left; color: #5b6570; border-bottom: 2px solid #d8dde2; padding: .35rem .7rem .35rem 0 }
 td { border-bottom: 1px solid #e7eaed; padding: .45rem .7rem .45rem 0; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } th.n { text-align: right }
-.verdict { white-space: nowrap; font-weight: 650 } .holds { color: #14713d } .does { color: #b3261e } .inconclusive { color: #8a5a00 }
+.verdict { white-space: nowrap; font-weight: 650 }
+.holds { color: #14713d } .does { color: #b3261e } .inconclusive { color: #8a5a00 }
 figure { margin: 1rem 0 } img { width: 100%; height: auto } figcaption { color: #5b6570; font-size: .9rem }
 pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; border-radius: 6px }
 """

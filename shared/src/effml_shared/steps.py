@@ -50,7 +50,8 @@ class Step(Protocol):
 
 def language_model_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Next-token cross-entropy of a `Transformer` on a packed batch: (sum in nats, number of predicted tokens)."""
-    return model(batch["input_ids"], labels=batch["labels"], doc_ids=batch.get("doc_ids"))
+    output = model(batch["input_ids"], labels=batch["labels"], doc_ids=batch.get("doc_ids"))
+    return output.loss_sum, output.token_count
 
 
 class GradientStep:
@@ -180,7 +181,7 @@ class GradientStep:
                 yield
         else:
             if hasattr(self.model, "set_requires_gradient_sync"):
-                self.model.set_requires_gradient_sync(last)
+                self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
             yield
 
     def _scale_gradients(self, scale: float, loss: float) -> float:
@@ -190,7 +191,7 @@ class GradientStep:
                 "no parameter received a gradient: does the loss depend on the model, is everything frozen?"
             )
         norm_tensor = torch.nn.utils.get_total_norm(gradients)
-        full = norm_tensor.full_tensor() if distributed.is_sharded(norm_tensor) else norm_tensor  # type: ignore[operator]
+        full = norm_tensor.full_tensor() if distributed.is_sharded(norm_tensor) else norm_tensor
         norm = float(full) * scale
         if not math.isfinite(norm) or not math.isfinite(loss):
             bad = [name for p, name in self._names.items() if p.grad is not None and not _finite(p.grad)]
@@ -261,7 +262,7 @@ def _set_lr(group: dict[str, Any], value: float) -> None:
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    local = tensor.to_local() if distributed.is_sharded(tensor) else tensor  # type: ignore[operator]
+    local = tensor.to_local() if distributed.is_sharded(tensor) else tensor
     return bool(torch.isfinite(local).all())
 
 

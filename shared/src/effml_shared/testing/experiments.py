@@ -1,4 +1,4 @@
-"""Conformance kit for experiments: subclass, set `experiment`, and pytest runs its `smoke` preset through the contract."""
+"""Conformance kit for experiments: subclass, set `experiment`, and pytest runs its `smoke` preset."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ExperimentKit:
         assert [v.claim for v in verdicts] == list(self.experiment.claims)
         assert all(v.verdict in ("holds", "does not hold", "inconclusive") for v in verdicts)
         page = write_report(whole, self.experiment).read_text()
-        assert all(part in page for part in ("<h2>Claims</h2>", "<h2>Results</h2>", "data:image/png", "versions"))
+        assert all(part in page for part in ("<h2>Claims</h2>", "<h2>Results</h2>", "data:image/png", "<h2>Versions"))
         names = {path.name for path in whole.path.iterdir()}
         assert {"config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "plots", "report.html"} <= names
 
@@ -60,7 +60,9 @@ class ExperimentKit:
             raise AssertionError("the run was not interrupted: lower `interrupt_after`")
         except Interrupted:
             pass
-        assert "partial" in write_report(Run(broken.path), self.experiment).read_text() or broken.summary["trials"] == {}
+        assert (
+            "partial" in write_report(Run(broken.path), self.experiment).read_text() or broken.summary["trials"] == {}
+        )
         resumed = Run(broken.path)
         again = self.experiment.configure("smoke", yaml=resumed.config_yaml)
         assert again == config

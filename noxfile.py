@@ -1,0 +1,149 @@
+"""Every check of the workspace, by name: `uv run --only-group dev nox` runs the default ones, `nox --list` shows all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "walls", "tests", "integration", "docs"]
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+PACKAGES = {"shared": "shared", **{path.name[6:]: f"packages/{path.name}" for path in sorted(ROOT.glob("packages/effml-*"))}}
+EXTRAS = {"shared": "[data]", "optim": "[hf]"}  # what a package's own tests need beyond its plain installation
+SOURCES = [f"{path}/src" for path in PACKAGES.values()]
+EVERYTHING = ["-m", "not slow and not gpu"]
+# One thread: the tests' tensors are tiny, and idle threads of one test would take the cores of the next.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def groups(*names: str) -> list[str]:
+    return nox.project.dependency_groups(PROJECT, *names)
+
+
+def editable(*packages: str) -> list[str]:
+    paths = [f"{PACKAGES[name]}{EXTRAS.get(name, '')}" for name in packages]
+    return [word for path in paths for word in ("-e", path)]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting and lint."""
+    session.install(*groups("lint"))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of everything that is shipped."""
+    session.install(*groups("types"), *editable(*PACKAGES))
+    session.run("mypy", *SOURCES, "noxfile.py")
+
+
+@nox.session
+def walls(session: nox.Session) -> None:
+    """No package imports a sibling, the core imports no package, no floor imports one above it."""
+    session.install(*groups("walls"), "--no-deps", *[w for path in PACKAGES.values() for w in ("-e", path)])
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+@nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
+def tests(session: nox.Session, package: str) -> None:
+    """Unit tests of one package, with only that package and the core installed."""
+    session.install(*groups("test", "peers"), *editable(*dict.fromkeys(["shared", package])))
+    session.run("pytest", f"{PACKAGES[package]}/tests", *EVERYTHING, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """What only several packages together can show."""
+    session.install(*groups("test", "peers"), *editable(*PACKAGES))
+    session.run("pytest", "integration_tests", *EVERYTHING, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Doctests, the READMEs' examples and commands, links."""
+    session.install(*groups("test", "peers"), *editable(*PACKAGES))
+    session.run("pytest", "--doctest-modules", *SOURCES, env=ONE_THREAD)
+    session.run("pytest", "docs/test_docs.py", env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def slow(session: nox.Session) -> None:
+    """Tests marked slow, of every package."""
+    session.install(*groups("test", "peers"), *editable(*PACKAGES))
+    session.run("pytest", *[f"{path}/tests" for path in PACKAGES.values()], "integration_tests", "-m", "slow")
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """Tests marked gpu; they skip loudly without one."""
+    session.install(*groups("test", "peers"), *editable(*PACKAGES))
+    session.run("pytest", "-rs", *[f"{path}/tests" for path in PACKAGES.values()], "-m", "gpu", success_codes=[0, 5])
+
+
+@nox.session(default=False)
+@nox.parametrize("package", ["shared", "optim"], ids=["shared", "optim"])
+def lowest(session: nox.Session, package: str) -> None:
+    """Unit tests against the lowest versions that the package says it supports."""
+    session.install("--resolution", "lowest-direct", *groups("test"), *editable(*dict.fromkeys(["shared", package])))
+    session.run("pytest", f"{PACKAGES[package]}/tests", *EVERYTHING, env=ONE_THREAD)
+
+
+@nox.session(default=False, python=["3.11", "3.12", "3.13"])
+def python(session: nox.Session) -> None:
+    """Unit tests of everything on every supported Python."""
+    session.install(*groups("test", "peers"), *editable(*PACKAGES))
+    for path in PACKAGES.values():
+        session.run("pytest", f"{path}/tests", *EVERYTHING, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Build every wheel into dist/."""
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    session.run("uv", "build", "--all-packages", "--wheel", "--out-dir", "dist", external=True)
+
+
+@nox.session(default=False, requires=["build"])
+@nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
+def wheels(session: nox.Session, package: str) -> None:
+    """Install one wheel (and the core's) into an empty environment and run the package's tests against it."""
+    (wheel,) = (ROOT / "dist").glob(f"effml_{package}-*.whl")
+    session.install("--find-links", "dist", f"{wheel}{EXTRAS.get(package, '')}")
+    session.run("python", "-c", f"import effml_{package} as m; assert 'site-packages' in m.__file__; print(m.__version__)")
+    session.install(*groups("test", "peers"))
+    session.run("pytest", f"{PACKAGES[package]}/tests", *EVERYTHING, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Benchmarks of one package (`nox -s bench -- optim`): one JSON line per case."""
+    session.install(*editable(*PACKAGES))
+    for name in session.posargs or ["optim"]:
+        for script in sorted((ROOT / PACKAGES[name] / "benchmarks").glob("bench_*.py")):
+            session.run("python", str(script))
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build one package's wheel and source archive (`nox -s release -- optim`) and check that its version is new."""
+    (name,) = session.posargs
+    version = nox.project.load_toml(ROOT / PACKAGES[name] / "pyproject.toml")["project"]["version"]
+    tag = f"effml-{name}-v{version}"
+    known = session.run("git", "tag", "--list", tag, external=True, silent=True)
+    changelog = (ROOT / PACKAGES[name] / "CHANGELOG.md").read_text()
+    if known:
+        session.error(f"{tag} is tagged already: raise the version in {PACKAGES[name]}/pyproject.toml")
+    if f"## {version}" not in changelog:
+        session.error(f"{PACKAGES[name]}/CHANGELOG.md has no entry '## {version}'")
+    session.run("uv", "build", "--package", f"effml-{name}", "--out-dir", f"dist/{tag}", external=True)
+    session.log(f"dist/{tag} holds {tag}: tag it and publish")

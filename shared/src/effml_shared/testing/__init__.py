@@ -1,0 +1,1 @@
+"""Conformance kits: classes of tests that every implementation of one contract inherits. They need pytest."""

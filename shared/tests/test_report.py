@@ -1,0 +1,40 @@
+import re
+
+from effml_shared.report import claims_table, number, write_report
+from effml_shared.runs import Run
+
+
+def make(toy, path):
+    run = Run.create(path, {"experiment": toy.name, "preset": "smoke"}, "a: <1>\n")
+    toy.execute(toy.configure("smoke"), run)
+    return run
+
+
+def test_the_page_stands_alone_and_escapes_what_it_shows(toy, tmp_path):
+    page = write_report(make(toy, tmp_path / "r"), toy).read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "&lt;linear&gt;" in page
+    assert "<linear>" not in page
+    assert "Adam &lt;b&gt;" in page
+    assert page.count("<img") == 2
+    assert re.search(r'class="verdict (holds|does|inconclusive)"', page)
+    assert sorted(p.name for p in (tmp_path / "r" / "plots").iterdir()) == [
+        "loss-against-optimizer-steps.png",
+        "loss-against-training-seconds.png",
+    ]
+
+
+def test_it_can_be_drawn_before_anything_happened_and_half_way(toy, tmp_path):
+    run = Run.create(tmp_path / "r", {"experiment": toy.name, "preset": "smoke"}, "")
+    assert "No step has finished yet" in write_report(run, toy).read_text()
+    (run.path / "metrics.jsonl").write_text('{"trial": "SGD/a", "step": 1, "seconds": 0.1, "loss": 2.0}\n{"trial": "S')
+    page = write_report(run, toy).read_text()
+    assert "figures below are partial" in page
+    assert page.count("<img") == 2
+
+
+def test_numbers_and_their_absence():
+    assert [number(v) for v in (None, float("nan"), 0.123456, 3, "x")] == ["–", "–", "0.1235", "3", "x"]
+    verdict = {"claim": {"text": "t", "paper": "p", "unit": "%"}, "mean": None, "low": None, "high": None, "seeds": 0}
+    (row,) = claims_table([{**verdict, "verdict": "inconclusive"}])
+    assert row["measured"] == "–%"
