@@ -1,4 +1,4 @@
-"""Every check of the workspace, by name: `uv run --only-group dev nox` runs the default ones, `nox --list` shows all."""
+"""Every check of the workspace, by name: `nox` runs the default ones, `nox --list` shows all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ nox.options.sessions = ["lint", "types", "walls", "tests", "integration", "docs"
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-PACKAGES = {"shared": "shared", **{path.name[6:]: f"packages/{path.name}" for path in sorted(ROOT.glob("packages/effml-*"))}}
+PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
 EXTRAS = {"shared": "[data]", "optim": "[hf]"}  # what a package's own tests need beyond its plain installation
 SOURCES = [f"{path}/src" for path in PACKAGES.values()]
 EVERYTHING = ["-m", "not slow and not gpu"]
@@ -23,7 +23,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def groups(*names: str) -> list[str]:
-    return nox.project.dependency_groups(PROJECT, *names)
+    return list(nox.project.dependency_groups(PROJECT, *names))
 
 
 def editable(*packages: str) -> list[str]:
@@ -119,7 +119,8 @@ def wheels(session: nox.Session, package: str) -> None:
     """Install one wheel (and the core's) into an empty environment and run the package's tests against it."""
     (wheel,) = (ROOT / "dist").glob(f"effml_{package}-*.whl")
     session.install("--find-links", "dist", f"{wheel}{EXTRAS.get(package, '')}")
-    session.run("python", "-c", f"import effml_{package} as m; assert 'site-packages' in m.__file__; print(m.__version__)")
+    where = f"import effml_{package} as m; assert 'site-packages' in m.__file__, m.__file__"
+    session.run("python", "-c", where)
     session.install(*groups("test", "peers"))
     session.run("pytest", f"{PACKAGES[package]}/tests", *EVERYTHING, env=ONE_THREAD)
 

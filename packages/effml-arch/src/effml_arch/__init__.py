@@ -1,4 +1,7 @@
-"""effml-arch: the Recurrent Transformer, its tiled algorithm and its baselines. No method has landed yet."""
+"""effml-arch: the Recurrent Transformer, its tiled algorithm and its baselines.
+
+No method has landed yet.
+"""
 
 from importlib.metadata import version
 

@@ -1,4 +1,7 @@
-"""effml-diffusion: masked diffusion and flexible-length masked diffusion. No method has landed yet."""
+"""effml-diffusion: masked diffusion and flexible-length masked diffusion.
+
+No method has landed yet.
+"""
 
 from importlib.metadata import version
 

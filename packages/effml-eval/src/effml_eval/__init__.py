@@ -1,4 +1,7 @@
-"""effml-eval: evaluation of language models and concept autoencoders. No method has landed yet."""
+"""effml-eval: evaluation of language models and concept autoencoders.
+
+No method has landed yet.
+"""
 
 from importlib.metadata import version
 

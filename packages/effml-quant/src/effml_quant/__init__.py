@@ -1,4 +1,7 @@
-"""effml-quant: microscaling formats, training in low precision and its instabilities, LOTION. No method has landed yet."""
+"""effml-quant: microscaling formats, training in low precision and its instabilities, LOTION.
+
+No method has landed yet.
+"""
 
 from importlib.metadata import version
 

@@ -1,4 +1,7 @@
-"""effml-rl: reinforcement learning of language models with verifiers. No method has landed yet."""
+"""effml-rl: reinforcement learning of language models with verifiers.
+
+No method has landed yet.
+"""
 
 from importlib.metadata import version
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import shutil
 from typing import Any, ClassVar
@@ -58,11 +57,10 @@ class OptimizerKit:
             state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
             values = [value for entry in state["state"].values() for value in entry.values()]
             assert {(type(v), v.dtype, v.is_contiguous()) for v in values} <= {(Tensor, torch.float32, True)}
-            resumed = copy.deepcopy(params)
+            resumed = [Parameter(param.detach().clone()) for param in params]
             (other := self.make(resumed)).load_state_dict(state)
-            torch.testing.assert_close(
-                self.train(resumed, other, stop, self.steps), self.trained(dtype), rtol=0, atol=0
-            )
+            ends = self.train(resumed, other, stop, self.steps)
+            torch.testing.assert_close(ends, self.trained(dtype), rtol=0, atol=0)
             self.train(params, optimizer, stop, stop + 1)
 
     def test_group_options_override_defaults_and_groups_can_be_added(self) -> None:
@@ -99,8 +97,8 @@ class OptimizerKit:
 
     def test_follows_a_scheduler_and_a_tensor_lr(self) -> None:
         optimizer = self.make(params := self.parameters())
-        rate = torch.tensor([optimizer.param_groups[0]["lr"]])
-        torch.testing.assert_close(self.trained(lr=rate), self.trained(), rtol=1e-5, atol=1e-6)
+        other = self.trained(lr=torch.tensor([optimizer.param_groups[0]["lr"]]))
+        torch.testing.assert_close(other, self.trained(), rtol=1e-5, atol=1e-6)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.0)
         before = self.train(params, optimizer, 0, 2)
         scheduler.step()
