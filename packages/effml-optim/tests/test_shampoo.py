@@ -45,6 +45,10 @@ class NaiveShampoo:
         for axis in range(k):
             u = g.movedim(axis, 0).flatten(1) if k > 1 else g[:, None]
             self.factors[axis] = b2 * self.factors[axis] + (1 - b2) * u @ u.T
+        target = m / (v.sqrt() + 1e-8) if self.grafting == "adam" else m
+        if self.t < self.f and self.grafting != "none":
+            self.weight = (self.weight - lr * target) * (1 - lr * wd)
+            return
         if self.t <= self.f or self.t % self.f == 0:
             fixed = [a / (1 - b2**self.t) for a in self.factors]
             self.roots = [naive_power(a, 0.5 if self.trace else 1 / (2 * k)) for a in fixed]
@@ -53,7 +57,6 @@ class NaiveShampoo:
         for axis, root in enumerate(self.roots):
             d = torch.tensordot(d, root, dims=([axis], [0])).movedim(-1, axis)
         if self.grafting != "none":
-            target = m / (v.sqrt() + 1e-8) if self.grafting == "adam" else m
             d = d * target.norm() / d.norm()
         self.weight = (self.weight - lr * d) * (1 - lr * wd)
 
@@ -152,7 +155,7 @@ def test_non_finite_factors_raise_with_the_name() -> None:
     weight = Parameter(torch.zeros(3, 3))
     weight.grad = torch.full((3, 3), math.inf)
     with pytest.raises(NonFiniteError, match="proj: its factor of size 3"):
-        Shampoo([("proj", weight)]).step()
+        Shampoo([("proj", weight)], precondition_frequency=1).step()
 
 
 def test_checkpoints_hold_plain_string_keys() -> None:

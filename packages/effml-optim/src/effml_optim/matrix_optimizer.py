@@ -84,7 +84,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self._update_all()
         return loss
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # as torch.optim does; torch.compiler.disable would import the compiler, for seconds, here
     def _update_all(self) -> None:
         for group, bucket in list(self.buckets(with_gradient=True)):  # checks all gradients before the first update
             with torch.autocast(bucket.device.type, enabled=False):

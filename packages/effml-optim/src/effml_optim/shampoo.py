@@ -6,8 +6,9 @@ tr(L)^((k-1)/2): for gradients of a fixed distribution it equals Adafactor in th
 observation behind SOAP.
 
 Roots are recomputed every `precondition_frequency` steps, and with them both basis and eigenvalues go stale in between.
-During the first such period they are recomputed at every step: factors of few gradients are singular, and a stale root
-of a singular factor magnifies whatever it has not seen.
+Factors of few gradients are singular, and a stale root of a singular factor magnifies whatever it has not seen: until
+the first such period has passed, a grafted Shampoo takes the step that it is grafted from, as the reference code does
+by default; without grafting, it recomputes its roots at every step.
 
 State per parameter, in float32 or wider: `step`; `exp_avg`; `exp_avg_sq` if grafted to Adam or not preconditioned;
 `factor_i.b` and `root_i.b` for axis i of block b. For a matrix of one block: 8 mn + 8 (m^2 + n^2) bytes.
@@ -171,7 +172,8 @@ class Shampoo(MatrixOptimizer):
         correction = 1 - beta**step if group["correct_bias"] else 1.0
         trace = group["exponent"] == "trace"
         exponent = 0.5 if trace else 0.5 / len(axes)
-        due = step <= group["precondition_frequency"] or step % group["precondition_frequency"] == 0
+        warming_up, grafted = step < group["precondition_frequency"], group["grafting"] != "none"
+        due = step % group["precondition_frequency"] == 0 or (warming_up and not grafted)
         update = torch.empty_like(momentum)
         for b, block in enumerate(shape_blocks(bucket.layout.shape, group["max_preconditioner_dim"])):
             index = (slice(None), *block)
@@ -179,6 +181,8 @@ class Shampoo(MatrixOptimizer):
             for axis in axes:
                 factor, root = bucket.stack(f"factor_{axis}.{b}"), bucket.stack(f"root_{axis}.{b}")
                 update_factor_(factor, gradient[index], axis, beta)
+                if warming_up and grafted:
+                    continue
                 if due:
                     bucket.require_finite(factor)
                     corrected = factor / correction
@@ -186,7 +190,9 @@ class Shampoo(MatrixOptimizer):
                     if trace and axis > 0:  # one factor tr^(1/2) for each axis but the first; all traces are equal
                         root.mul_(corrected.diagonal(dim1=-2, dim2=-1).sum(dim=-1).sqrt()[:, None, None])
                 direction = mode_product(direction, root, axis)
-            if group["grafting"] != "none":
+            if warming_up and grafted:
+                direction = graft[index]
+            elif grafted:
                 dims = tuple(range(1, direction.ndim))
                 norm = torch.linalg.vector_norm(direction, dim=dims, keepdim=True)
                 wanted = torch.linalg.vector_norm(graft[index], dim=dims, keepdim=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from effml_shared import distributed, seeding
-from effml_shared.data import Batch, DataConfig, PackedDataset, open_data
+from effml_shared.data import Batch, DataConfig, Loader, PackedDataset, StreamingLoader, open_data
 from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, Experiment, interval
 from effml_shared.loop import Budget, Loop
@@ -48,13 +48,13 @@ class SoapConfig:
     data: DataConfig = field(default_factory=DataConfig)
     batch_size: int = 16  # sequences per step
     micro_batch: int | None = None  # sequences per forward pass; None: all
-    steps: int = 200  # the full budget
+    steps: int = 150  # the full budget
     warmup: float = 0.1  # fraction of each run's steps
-    learning_rates: list[float] = field(default_factory=lambda: [3e-3, 1e-2, 3e-2])  # the grid, same for every method
+    learning_rates: list[float] = field(default_factory=lambda: [2.5e-3, 5e-3, 1e-2, 2e-2])  # grid, one for all methods
     seeds: int = 3  # measured, besides the one for tuning
-    fractions: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.8, 1.0])  # of the budget, for SOAP
+    fractions: list[float] = field(default_factory=lambda: [0.5, 0.7, 1.0])  # of the budget, for SOAP
     frequency: int = 10  # steps between refreshes of the basis
-    stale_frequency: int = 100  # the same in the ablation
+    stale_frequency: int = 40  # the same in the ablation
     betas: list[float] = field(default_factory=lambda: [0.95, 0.95])  # of every method
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -63,9 +63,11 @@ class SoapConfig:
     compile: bool = False  # of the model's forward and backward pass
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "seeds", "frequency", "stale_frequency", "eval_sequences"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected an integer >= 1")
+        for name in ("batch_size", "micro_batch", "steps", "seeds", "frequency", "stale_frequency", "eval_sequences"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name}: got {value}, expected an integer >= 1")
+        if not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm: got {self.clip_norm}, expected a number > 0")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ConfigError(f"learning_rates: got {self.learning_rates}, expected one or more numbers > 0")
         if not self.fractions or max(self.fractions) != 1.0 or min(self.fractions) <= 0:
@@ -106,8 +108,10 @@ def gpu() -> SoapConfig:
         model=TransformerConfig(n_layers=8, d_model=512, n_heads=8),
         data=DataConfig(seq_len=1024),
         batch_size=128,
-        steps=300,
-        learning_rates=[1e-3, 3e-3, 1e-2],
+        steps=400,
+        fractions=[0.4, 0.55, 0.7, 1.0],
+        stale_frequency=100,
+        learning_rates=[1e-3, 2e-3, 4e-3, 8e-3],
         eval_sequences=512,
         compile=True,
     )
@@ -135,16 +139,23 @@ class _Bench:
     def __init__(self, config: SoapConfig, run: Run) -> None:
         self.config, self.run = config, run
         self.device = distributed.default_device()
-        _, self.held_out = self._data(seed=0)
+        self.data, self.held_out = self._open(0)
         tokenizer = self.held_out.tokenizer
         self.model_config = replace(config.model, vocab_size=tokenizer.vocab_size)
         stored = run.summary.get("precision")  # a resumed run keeps what its first session measured
         self.precision = stored or (self._measure() if config.precision == "auto" else config.precision)
         run.update(precision=self.precision)
 
-    def _data(self, seed: int) -> tuple[Any, PackedDataset]:
+    def _open(self, seed: int) -> tuple[Loader | StreamingLoader, PackedDataset]:
         config = replace(self.config.data, seed=seeding.derive_seed(seed, "data"))
         return open_data(config, rank=distributed.rank(), world_size=distributed.world_size())
+
+    def _data(self, seed: int) -> Loader | StreamingLoader:
+        """Return the training data in the order of a seed, from its start; what is in memory is not read again."""
+        if isinstance(self.data, StreamingLoader):
+            return self._open(seed)[0]
+        order: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        return Loader(self.data.dataset, seed=seeding.derive_seed(seed, "data"), **order)
 
     def _model(self, seed: int) -> Transformer:
         return Transformer(self.model_config, seed=seeding.derive_seed(seed, "model")).to(self.device)
@@ -162,7 +173,6 @@ class _Bench:
 
     def _train(self, setting: _Setting, trial: Trial) -> dict[str, Any]:
         config, samples = self.config, self.samples(setting.fraction)
-        data, _ = self._data(setting.seed)
         model = distributed.parallelize(self._model(setting.seed), "ddp")
         step = GradientStep(
             model,
@@ -175,7 +185,7 @@ class _Bench:
         )
         loop = Loop(
             step,
-            data,
+            self._data(setting.seed),
             cosine(config.batch_size, samples, warmup=int(config.warmup * samples), floor=0.1),
             budget=Budget(samples=samples),
             hooks=trial.hooks,

@@ -1,0 +1,117 @@
+"""Several processes against one: the same losses, and checkpoints that any world size continues."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from effml_shared import distributed
+from effml_shared.checkpoint import Checkpoints
+from effml_shared.data import ByteTokenizer, Loader, PackedDataset
+from effml_shared.errors import ConfigError
+from effml_shared.layers import Block
+from effml_shared.loop import Budget, Hook, Loop
+from effml_shared.schedules import Plan
+from effml_shared.steps import GradientStep, language_model_loss
+from effml_shared.transformer import Transformer, TransformerConfig
+
+SIZES = [5, 1, 8, 6, 7, 3, 1, 8]  # uneven, and at times fewer rows than processes
+HALF = sum(SIZES[:4])
+
+
+class Losses(Hook):
+    def __init__(self):
+        self.rows = []
+
+    def on_step(self, loop, metrics):
+        self.rows.append([metrics["loss"], metrics["grad_norm"], metrics["tokens"]])
+
+
+def schedule(clock):
+    return Plan(SIZES[clock.step % len(SIZES)], lr_factor=1 / (1 + clock.step))
+
+
+def train(strategy, directory, budget):
+    """Train a small Transformer; runs in every process. Returns losses and held-out loss."""
+    config = TransformerConfig(n_layers=2, d_model=24, n_heads=2, d_ff=40, vocab_size=258, tied=True)
+    model = distributed.parallelize(Transformer(config, seed=1), strategy, blocks=Block)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    step = GradientStep(model, optimizer, language_model_loss, micro_batch=2, clip_norm=0.7)
+    text = [f"{i} times {i} is {i * i}. " * 3 for i in range(60)]
+    data = PackedDataset(text, ByteTokenizer(), 17)
+    rank, world = distributed.rank(), distributed.world_size()
+    losses = Losses()
+    loop = Loop(
+        step,
+        Loader(data, rank=rank, world_size=world),
+        schedule,
+        budget=Budget(samples=budget),
+        hooks=[losses],
+        evaluate=lambda: step.evaluate([data.batch(torch.arange(rank, 31, world).numpy())]),
+        checkpoints=Checkpoints(directory, mesh=distributed.mesh_of(model)),
+    )
+    loop.run()
+    return {"losses": losses.rows, "held_out": loop.evaluation["loss"]}
+
+
+def worker():
+    """Entry point under torchrun: strategy, checkpoint directory, sample budget, result file."""
+    strategy, directory, budget, result = sys.argv[1:]
+    with distributed.launched():
+        results = train(strategy, Path(directory), int(budget))
+        if distributed.is_main():
+            Path(result).write_text(json.dumps(results))
+
+
+def launch(processes, strategy, directory, budget):
+    result = directory.with_suffix(f".{processes}.{budget}.json")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words = [__file__, strategy, str(directory), str(budget), str(result)]
+    done = subprocess.run(
+        [*command, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(result.read_text())
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(torch.tensor(a["losses"]), torch.tensor(b["losses"]), rtol=0, atol=1e-5)
+    assert a["held_out"] == pytest.approx(b["held_out"], abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_any_number_of_processes_trains_and_resumes_like_one(strategy, tmp_path):
+    alone = train(strategy, tmp_path / "alone", sum(SIZES))
+    first = launch(2, strategy, tmp_path / "several", HALF)
+    assert_same({**alone, "losses": alone["losses"][:4]}, {**first, "held_out": alone["held_out"]})
+    checkpoints = tmp_path / "several"
+    assert (checkpoints / "step-00000004" / "shards").exists() == (strategy == "fsdp")
+
+    shutil.copytree(checkpoints, tmp_path / "one")
+    one = train(strategy, tmp_path / "one", sum(SIZES))  # a single process continues what two began
+    assert_same({**alone, "losses": alone["losses"][4:]}, one)
+    if strategy == "fsdp":
+        three = launch(3, strategy, checkpoints, sum(SIZES))
+        assert_same({**alone, "losses": alone["losses"][4:]}, three)
+
+
+def test_in_one_process_every_collective_is_the_identity():
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.reduce_sum(1.5, 2.0) == [1.5, 2.0]
+    assert distributed.reduce_max(1.5) == [1.5]
+    assert distributed.from_main(3) == 3
+    model = torch.nn.Linear(2, 2)
+    assert distributed.parallelize(model, "fsdp") is model
+    assert distributed.mesh_of(model) is None
+    with pytest.raises(ConfigError, match="strategy: got 'zero'"):
+        distributed.parallelize(model, "zero")
+    with pytest.raises(KeyError), distributed.agreed("testing"):
+        raise KeyError
+
+
+if __name__ == "__main__":
+    worker()
