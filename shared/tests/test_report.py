@@ -16,9 +16,10 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(toy, tmp_path):
     assert "&lt;linear&gt;" in page
     assert "<linear>" not in page
     assert "Adam &lt;b&gt;" in page
-    assert page.count("<img") == 2
+    assert page.count("<img") == 3
     assert re.search(r'class="verdict (holds|does|inconclusive)"', page)
     assert sorted(p.name for p in (tmp_path / "r" / "plots").iterdir()) == [
+        "claims.png",
         "loss-against-optimizer-steps.png",
         "loss-against-training-seconds.png",
     ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["claims_table", "write_report"]
 
+_COLORS = {"holds": "#14713d", "does not hold": "#b3261e", "inconclusive": "#8a5a00"}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.5rem }
 h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem }
@@ -41,7 +42,7 @@ def write_report(run: Run, experiment: Experiment) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     rows, summary = run.metrics(), run.summary
-    figures = {**experiment.figures(rows, summary), **_loss_figures(rows)}
+    figures = {**_claims_figure(summary), **experiment.figures(rows, summary), **_loss_figures(rows)}
     (run.path / "plots").mkdir(exist_ok=True)
     pictures = []
     for caption, figure in figures.items():
@@ -69,7 +70,7 @@ def write_report(run: Run, experiment: Experiment) -> Path:
         f"<h1>{html.escape(experiment.title)}</h1>",
         f'<p class="sub">{html.escape(experiment.name)} · {html.escape(experiment.paper)} · preset '
         f"{html.escape(manifest['preset'])} · {html.escape(manifest['started'])}{status}</p>",
-        *(["<h2>Claims</h2>", _table(claims_table(summary["claims"]))] if summary.get("claims") else []),
+        *_claims_section(summary.get("claims", [])),
         *(["<h2>Results</h2>", _table(summary["table"])] if summary.get("table") else []),
         "<h2>Plots</h2>" if pictures else "<p>No step has finished yet.</p>",
         *pictures,
@@ -88,8 +89,8 @@ def claims_table(claims: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "claim": verdict["claim"]["text"],
-            "measured": f"{number(verdict['mean'])}{verdict['claim']['unit']}",
-            "95% interval": f"[{number(verdict['low'])}, {number(verdict['high'])}] n={verdict['seeds']}",
+            "measured": f"{number(verdict['mean'], 3)}{verdict['claim']['unit']}",
+            "95% interval": f"[{number(verdict['low'], 3)}, {number(verdict['high'], 3)}] n={verdict['seeds']}",
             "paper": verdict["claim"]["paper"],
             "verdict": verdict["verdict"],
         }
@@ -97,11 +98,21 @@ def claims_table(claims: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def number(value: Any) -> str:
-    """Return a cell's text: four significant digits, a dash where there is no number."""
+def _claims_section(claims: list[dict[str, Any]]) -> list[str]:
+    if not claims:
+        return []
+    counts = {word: sum(c["verdict"] == word for c in claims) for word in _COLORS}
+    words = [f'<span class="verdict {word.split()[0]}">{n} {word}</span>' for word, n in counts.items() if n]
+    rule = "A claim holds when the whole 95% interval over seeds lies on the claimed side of the claimed size."
+    head = f'<h2>Claims</h2><p>{" · ".join(words)}</p><p class="sub">{rule}</p>'
+    return [head, _table(claims_table(claims))]
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Return a cell's text: so many significant digits, a dash where there is no number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -116,6 +127,31 @@ def _table(rows: list[dict[str, Any]]) -> str:
             cells.append(f"<td{verdict}>{html.escape(number(row.get(key)))}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _claims_figure(summary: dict[str, Any]) -> dict[str, Figure]:
+    """Draw each claim on a scale of its own: the measured mean and interval, and the size that was claimed."""
+    from matplotlib.figure import Figure
+
+    claims = [claim for claim in summary.get("claims", []) if claim["mean"] is not None]
+    if not claims:
+        return {}
+    figure = Figure(figsize=(7.5, 0.4 + 1.05 * len(claims)), layout="constrained")
+    for place, verdict in enumerate(claims, start=1):
+        axes = figure.add_subplot(len(claims), 1, place)
+        low, high = (verdict["mean"] if verdict[end] is None else verdict[end] for end in ("low", "high"))
+        axes.plot(
+            [low, high], [0, 0], color=_COLORS[verdict["verdict"]], linewidth=5, solid_capstyle="butt", alpha=0.45
+        )
+        axes.plot(verdict["mean"], 0, "o", color=_COLORS[verdict["verdict"]], markersize=8)
+        axes.axvline(verdict["claim"]["at_least"], color="black", linewidth=1.2, linestyle="--")
+        axes.set_title(f"{verdict['claim']['text']}: {verdict['verdict']}", fontsize=9, loc="left")
+        axes.set_xlabel(verdict["claim"]["unit"].strip(), fontsize=8)
+        axes.set(yticks=[], ylim=(-1, 1))
+        axes.margins(x=0.15)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return {"Claims: mean and 95% interval over seeds; dashed, the size that was claimed": figure}
 
 
 def _loss_figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
@@ -137,6 +173,7 @@ def _loss_figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
     for axis, unit in (("step", "optimizer steps"), ("seconds", "training seconds")):
         figure = Figure(figsize=(7.5, 4.0))
         axes = figure.add_subplot()
+        tops: list[float] = []
         for method, (score, name) in sorted(best.items()):
             lines = [row for row in trials[name] if row.get("loss") is not None]
             smooth = _smooth([row["loss"] for row in lines])
@@ -144,6 +181,8 @@ def _loss_figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
                 [row[axis] for row in lines], smooth, label=f"{method} ({name.partition('/')[2]}; ends at {score:.3f})"
             )
         axes.set(xlabel=unit, ylabel="training loss (smoothed)")
+        if tops:
+            axes.set_ylim(top=max(tops))  # the fall of the first steps would flatten all that follows
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

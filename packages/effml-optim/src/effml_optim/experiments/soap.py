@@ -386,7 +386,7 @@ experiment = Experiment(
         ),
         Claim(
             "time",
-            "and in at least 35% less wall-clock time",
+            "SOAP needs at least 35% less wall-clock time for the same",
             "35% or more, one H100",
             "% less time",
             at_least=35.0,
