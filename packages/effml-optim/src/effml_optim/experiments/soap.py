@@ -243,15 +243,20 @@ def run(config: SoapConfig, run: Run) -> dict[str, Any]:
     }
     best = {method: min(losses, key=lambda lr: losses[lr]) for method, losses in tuning.items()}
 
-    seeds = range(1, config.seeds + 1)
+    finals: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    stale: dict[str, list[dict[str, Any]]] = {"Shampoo": [], "SOAP": []}
+    soap: dict[float, list[dict[str, Any]]] = {fraction: [] for fraction in sorted(config.fractions)}
+    for seed in range(1, config.seeds + 1):  # method after method within a seed: a machine's drift meets all alike
 
-    def measure(method: str, frequency: int, fraction: float = 1.0) -> list[dict[str, Any]]:
-        return [bench.train(_Setting(method, best[method], seed, fraction, frequency)) for seed in seeds]
+        def measure(method: str, frequency: int, fraction: float = 1.0, seed: int = seed) -> dict[str, Any]:
+            return bench.train(_Setting(method, best[method], seed, fraction, frequency))
 
-    finals = {method: measure(method, refresh[method]) for method in ("AdamW", "Shampoo")}
-    soap = {fraction: measure("SOAP", config.frequency, fraction) for fraction in sorted(config.fractions)}
-    finals["SOAP"] = soap[1.0]
-    stale = {method: measure(method, config.stale_frequency) for method in ("Shampoo", "SOAP")}
+        for method in METHODS:
+            finals[method].append(measure(method, refresh[method]))
+        for fraction, rows in soap.items():
+            rows.append(measure("SOAP", config.frequency, fraction))
+        for method, rows in stale.items():
+            rows.append(measure(method, config.stale_frequency))
 
     step_seconds = {
         method: statistics.fmean(r["seconds"] / r["steps"] for r in rows) for method, rows in finals.items()
