@@ -17,8 +17,9 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
 EXTRAS = {"shared": "[data]", "optim": "[hf]"}  # what a package's own tests need beyond its plain installation
 SOURCES = [f"{path}/src" for path in PACKAGES.values()]
-EVERYTHING = ["-m", "not slow and not gpu"]
-# One thread: the tests' tensors are tiny, and idle threads of one test would take the cores of the next.
+FAST = ["-m", "not slow and not gpu"]
+# Two processes of one thread: the tests' tensors are tiny, and threads that wait would take the other's core.
+PARALLEL = ["-n", "2"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -42,14 +43,15 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Static types of everything that is shipped."""
-    session.install(*groups("types"), *editable(*PACKAGES))
+    session.install(*groups("types", "test", "dev"), *editable(*PACKAGES))
     session.run("mypy", *SOURCES, "noxfile.py")
 
 
 @nox.session
 def walls(session: nox.Session) -> None:
     """No package imports a sibling, the core imports no package, no floor imports one above it."""
-    session.install(*groups("walls"), "--no-deps", *[w for path in PACKAGES.values() for w in ("-e", path)])
+    session.install(*groups("walls"))
+    session.install("--no-deps", *[word for path in PACKAGES.values() for word in ("-e", path)])
     session.run("lint-imports", "--no-cache")
 
 
@@ -58,14 +60,14 @@ def walls(session: nox.Session) -> None:
 def tests(session: nox.Session, package: str) -> None:
     """Unit tests of one package, with only that package and the core installed."""
     session.install(*groups("test", "peers"), *editable(*dict.fromkeys(["shared", package])))
-    session.run("pytest", f"{PACKAGES[package]}/tests", *EVERYTHING, *session.posargs, env=ONE_THREAD)
+    session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def integration(session: nox.Session) -> None:
     """What only several packages together can show."""
     session.install(*groups("test", "peers"), *editable(*PACKAGES))
-    session.run("pytest", "integration_tests", *EVERYTHING, *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "integration_tests", *FAST, *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -95,7 +97,7 @@ def gpu(session: nox.Session) -> None:
 def lowest(session: nox.Session, package: str) -> None:
     """Unit tests against the lowest versions that the package says it supports."""
     session.install("--resolution", "lowest-direct", *groups("test"), *editable(*dict.fromkeys(["shared", package])))
-    session.run("pytest", f"{PACKAGES[package]}/tests", *EVERYTHING, env=ONE_THREAD)
+    session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, env=ONE_THREAD)
 
 
 @nox.session(default=False, python=["3.11", "3.12", "3.13"])
@@ -103,7 +105,7 @@ def python(session: nox.Session) -> None:
     """Unit tests of everything on every supported Python."""
     session.install(*groups("test", "peers"), *editable(*PACKAGES))
     for path in PACKAGES.values():
-        session.run("pytest", f"{path}/tests", *EVERYTHING, env=ONE_THREAD)
+        session.run("pytest", f"{path}/tests", *FAST, *PARALLEL, env=ONE_THREAD)
 
 
 @nox.session(default=False)
@@ -122,7 +124,7 @@ def wheels(session: nox.Session, package: str) -> None:
     where = f"import effml_{package} as m; assert 'site-packages' in m.__file__, m.__file__"
     session.run("python", "-c", where)
     session.install(*groups("test", "peers"))
-    session.run("pytest", f"{PACKAGES[package]}/tests", *EVERYTHING, env=ONE_THREAD)
+    session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, env=ONE_THREAD)
 
 
 @nox.session(default=False)
