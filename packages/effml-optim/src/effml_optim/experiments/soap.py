@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from effml_shared import distributed, seeding
 from effml_shared.data import Batch, DataConfig, Loader, PackedDataset, StreamingLoader, open_data
-from effml_shared.errors import ConfigError
+from effml_shared.errors import ConfigError, NonFiniteError
 from effml_shared.experiments import Claim, Experiment, interval
 from effml_shared.loop import Budget, Loop
 from effml_shared.runs import Run, Trial
@@ -108,6 +108,7 @@ def gpu() -> SoapConfig:
         model=TransformerConfig(n_layers=8, d_model=512, n_heads=8),
         data=DataConfig(seq_len=1024),
         batch_size=128,
+        micro_batch=64,
         steps=400,
         fractions=[0.4, 0.55, 0.7, 1.0],
         stale_frequency=100,
@@ -165,8 +166,12 @@ class _Bench:
         return faster_precision(self._model(0), _loss, self.held_out.batch(rows.numpy()))
 
     def train(self, setting: _Setting) -> dict[str, Any]:
-        """Train once, unless the run has done so already; returns final held-out loss, steps and seconds."""
-        return self.run.trial(setting.name, lambda trial: self._train(setting, trial))
+        """Train once, unless the run has done so already; returns final held-out loss, steps and seconds.
+
+        A training that meets NaN or infinity has an infinite loss: it counts against its learning rate and method.
+        """
+        result = self.run.trial(setting.name, lambda trial: self._train(setting, trial))
+        return {**result, "loss": math.inf if result["loss"] is None else result["loss"]}
 
     def samples(self, fraction: float) -> int:
         return max(1, round(self.config.steps * fraction)) * self.config.batch_size
@@ -193,11 +198,14 @@ class _Bench:
             checkpoints=trial.checkpoints,
             seed=setting.seed,
         )
-        clock = loop.run()
+        try:
+            clock, loss = loop.run(), loop.evaluation["loss"]
+        except NonFiniteError:
+            clock, loss = loop.clock, math.inf
         return {
             "method": setting.method,
-            "loss": loop.evaluation["loss"],
-            "steps": clock.step,
+            "loss": loss,
+            "steps": max(clock.step, 1),
             "seconds": clock.seconds,
             "samples": clock.samples,
         }
@@ -242,6 +250,8 @@ def run(config: SoapConfig, run: Run) -> dict[str, Any]:
         for method in METHODS
     }
     best = {method: min(losses, key=lambda lr: losses[lr]) for method, losses in tuning.items()}
+    if diverged := [method for method in METHODS if not math.isfinite(tuning[method][best[method]])]:
+        raise ConfigError(f"learning_rates: {', '.join(diverged)} diverged at every one, expected smaller ones as well")
 
     finals: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     stale: dict[str, list[dict[str, Any]]] = {"Shampoo": [], "SOAP": []}
@@ -313,13 +323,18 @@ def reached_fraction(fractions: Sequence[float], losses: Sequence[float], target
         zip(fractions, losses, strict=True), list(zip(fractions, losses, strict=True))[1:], strict=False
     ):
         if above > target >= below:
-            return low * (high / low) ** ((above - target) / (above - below))
+            return low * (high / low) ** ((above - target) / (above - below)) if math.isfinite(above) else high
     return 1.0
 
 
 def _half_width(values: Sequence[float]) -> float | None:
     mean, low, _ = interval(values)
     return mean - low if math.isfinite(low) else None
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """Return stored numbers with NaN where a training diverged, which leaves a gap in a plot."""
+    return [math.nan if value is None else value for value in values]
 
 
 def figures(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Figure]:
@@ -333,12 +348,15 @@ def figures(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Fi
     saving = Figure(figsize=(7.5, 4.0))
     axes = saving.add_subplot()
     fractions = [float(fraction) for fraction in summary["curve"]]
-    for losses in zip(*summary["curve"].values(), strict=True):
+    curve, finals, lost = (
+        {name: _numbers(row) for name, row in summary[k].items()} for k in ("curve", "finals", "lost")
+    )
+    for losses in zip(*curve.values(), strict=True):
         axes.plot(fractions, losses, ".-", color=colors["SOAP"], alpha=0.35, linewidth=1)
-    means = [statistics.fmean(losses) for losses in summary["curve"].values()]
+    means = [statistics.fmean(losses) for losses in curve.values()]
     axes.plot(fractions, means, "o-", color=colors["SOAP"], label="SOAP, each point a full schedule (thin: seeds)")
     for method in ("AdamW", "Shampoo"):
-        mean, low, high = interval(summary["finals"][method])
+        mean, low, high = interval(finals[method])
         axes.axhline(mean, color=colors[method], label=f"{method} at the full budget")
         if math.isfinite(low):
             axes.axhspan(low, high, color=colors[method], alpha=0.12, linewidth=0)
@@ -347,19 +365,21 @@ def figures(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Fi
     price = Figure(figsize=(7.5, 3.2))
     bars = price.add_subplot()
     fresh, stale = summary["frequencies"]
-    for place, method in enumerate(summary["lost"]):
-        mean, low, high = interval(summary["lost"][method])
+    for place, method in enumerate(lost):
+        mean, low, high = interval(lost[method])
         error = [[mean - low], [high - mean]] if math.isfinite(low) else None
         bars.barh(place, mean, xerr=error, color=colors[method], alpha=0.85, height=0.55, capsize=4)
-        bars.plot(summary["lost"][method], [place] * len(summary["lost"][method]), ".", color="black", markersize=4)
-    bars.set_yticks(range(len(summary["lost"])), list(summary["lost"]))
+        bars.plot(lost[method], [place] * len(lost[method]), ".", color="black", markersize=4)
+    bars.set_yticks(range(len(lost)), list(lost))
     bars.axvline(0, color="black", linewidth=0.8)
     bars.set(xlabel=f"loss added when the basis is refreshed every {stale} steps instead of {fresh} (nats)")
 
     grid = Figure(figsize=(7.5, 3.2))
     curves = grid.add_subplot()
     for method, points in summary["tuning"].items():
-        curves.plot(*zip(*points, strict=True), "o-", color=colors[method], label=method)
+        curves.plot(
+            [lr for lr, _ in points], _numbers([loss for _, loss in points]), "o-", color=colors[method], label=method
+        )
     curves.set(xscale="log", xlabel="learning rate", ylabel="held-out loss (nats)")
 
     for panel in (axes, bars, curves):
