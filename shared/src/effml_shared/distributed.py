@@ -7,6 +7,7 @@ torch.distributed.checkpoint stores what is sharded (as safetensors). In one pro
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import warnings
@@ -72,7 +73,9 @@ def launched() -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        dist.barrier()  # a rank that leaves early would tear down connections that others still use
     finally:
+        gc.collect()  # DDP's reducer keeps the group's threads alive, and a process that ends with them aborts
         dist.destroy_process_group()
 
 
