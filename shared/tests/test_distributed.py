@@ -59,23 +59,21 @@ def train(strategy, directory, budget):
 
 
 def worker():
-    """Entry point under torchrun: strategy, checkpoint directory, sample budget, result file."""
-    strategy, directory, budget, result = sys.argv[1:]
+    """Entry point under torchrun: a directory, a sample budget, strategies; results go beside the checkpoints."""
+    root, budget, *strategies = sys.argv[1:]
     with distributed.launched():
-        results = train(strategy, Path(directory), int(budget))
+        results = {strategy: train(strategy, Path(root) / strategy, int(budget)) for strategy in strategies}
         if distributed.is_main():
-            Path(result).write_text(json.dumps(results))
+            (Path(root) / "results.json").write_text(json.dumps(results))
 
 
-def launch(processes, strategy, directory, budget):
-    result = directory.with_suffix(f".{processes}.{budget}.json")
+def launch(processes, root, budget, *strategies):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    words = [__file__, strategy, str(directory), str(budget), str(result)]
-    done = subprocess.run(
-        [*command, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    words = [__file__, str(root), str(budget), *strategies]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(result.read_text())
+    return json.loads((root / "results.json").read_text())
 
 
 def assert_same(a, b):
@@ -83,20 +81,19 @@ def assert_same(a, b):
     assert a["held_out"] == pytest.approx(b["held_out"], abs=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_any_number_of_processes_trains_and_resumes_like_one(strategy, tmp_path):
-    alone = train(strategy, tmp_path / "alone", sum(SIZES))
-    first = launch(2, strategy, tmp_path / "several", HALF)
-    assert_same({**alone, "losses": alone["losses"][:4]}, {**first, "held_out": alone["held_out"]})
-    checkpoints = tmp_path / "several"
-    assert (checkpoints / "step-00000004" / "shards").exists() == (strategy == "fsdp")
-
-    shutil.copytree(checkpoints, tmp_path / "one")
-    one = train(strategy, tmp_path / "one", sum(SIZES))  # a single process continues what two began
-    assert_same({**alone, "losses": alone["losses"][4:]}, one)
-    if strategy == "fsdp":
-        three = launch(3, strategy, checkpoints, sum(SIZES))
-        assert_same({**alone, "losses": alone["losses"][4:]}, three)
+def test_any_number_of_processes_trains_and_resumes_like_one(tmp_path):
+    alone = train("ddp", tmp_path / "alone", sum(SIZES))
+    begun, rest = ({**alone, "losses": alone["losses"][part]} for part in (slice(0, 4), slice(4, 8)))
+    several = tmp_path / "several"
+    several.mkdir()
+    for results in launch(2, several, HALF, "ddp", "fsdp").values():
+        assert_same(begun, {**results, "held_out": alone["held_out"]})
+    assert not (several / "ddp" / "step-00000004" / "shards").exists()
+    assert (several / "fsdp" / "step-00000004" / "shards").exists()
+    shutil.copytree(several, tmp_path / "one")
+    for strategy in ("ddp", "fsdp"):  # a single process continues what two began, and so do three
+        assert_same(rest, train(strategy, tmp_path / "one" / strategy, sum(SIZES)))
+    assert_same(rest, launch(3, several, sum(SIZES), "fsdp")["fsdp"])
 
 
 def test_in_one_process_every_collective_is_the_identity():
