@@ -85,6 +85,12 @@ def damaged(path, name, content):
     return path
 
 
+def without(path, name):
+    run_smoke(path)
+    (path / name).unlink()
+    return path
+
+
 WRONG = {
     "no command": lambda p: [],
     "unknown command": lambda p: ["rnu", "toy.linear"],
@@ -118,6 +124,9 @@ WRONG = {
     "resume an empty directory": lambda p: ["resume", str(p)],
     "report nothing": lambda p: ["report", str(p / "none")],
     "damaged summary": lambda p: ["report", str(damaged(p / "r", "summary.json", "{"))],
+    "summary of something else": lambda p: ["report", str(damaged(p / "r", "summary.json", "{}"))],
+    "damaged metrics": lambda p: ["report", str(damaged(p / "r", "metrics.jsonl", "{\n"))],
+    "no configuration": lambda p: ["report", str(without(p / "r", "config.yaml"))],
     "damaged manifest": lambda p: ["resume", str(damaged(p / "r", "manifest.json", ""))],
     "manifest of an unknown experiment": lambda p: [
         "report",

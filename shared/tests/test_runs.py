@@ -32,6 +32,13 @@ def test_a_line_cut_short_by_a_kill_is_not_read(tmp_path):
     assert run.metrics() == [{"trial": "a", "step": 1}]
 
 
+def test_a_damaged_line_is_named(tmp_path):
+    run = new(tmp_path / "r")
+    (run.path / "metrics.jsonl").write_text('{"trial": "a", "step": 1}\n{"trial\n{"trial": "a", "step": 2}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is damaged"):
+        run.metrics()
+
+
 def test_a_place_in_use_is_never_overwritten(tmp_path):
     run = new(tmp_path / "r")
     with pytest.raises(CheckpointError, match="effml resume"):
@@ -49,7 +56,7 @@ def test_a_place_in_use_is_never_overwritten(tmp_path):
     new(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "file", "json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "file", "json", "keys", "list"])
 def test_what_is_no_run_is_one_line(tmp_path, damage):
     path = tmp_path / "r"
     if damage == "empty":
@@ -58,6 +65,8 @@ def test_what_is_no_run_is_one_line(tmp_path, damage):
         path.write_text("x")
     elif damage == "json":
         (new(path).path / "summary.json").write_text("{")
+    elif damage in ("keys", "list"):
+        (new(path).path / "summary.json").write_text({"keys": "{}", "list": "[]"}[damage])
     with pytest.raises(CheckpointError, match="got no readable run") as caught:
         Run(path)
     assert "\n" not in str(caught.value)

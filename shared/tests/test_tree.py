@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from effml_shared.errors import CheckpointError
-from effml_shared.tree import flatten, read_tree, write_tree
+from effml_shared.tree import flatten, read_tree, unflatten, write_tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +91,21 @@ def test_a_damaged_file_is_one_line(tmp_path, damage):
         read_tree(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "skeleton",
+    [
+        {"tensor": "x"},
+        {"dict": [1]},
+        {"set": []},
+        {"dtype": "load"},
+        {"dtype": "nothing"},
+        {"list": 3},
+        {},
+        {"a": 1, "b": 2},
+    ],
+)
+def test_a_hostile_skeleton_is_one_line_and_reaches_nothing(skeleton):
+    with pytest.raises(CheckpointError, match="cannot be rebuilt"):
+        unflatten(skeleton, {})

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EffmlError as error:
         _say(f"effml: error: {error}")
         return 2
+    except OSError as error:  # what no floor below has put into better words: a read-only report, a closed pipe
+        _say(f"effml: error: {error}")
+        return 2
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

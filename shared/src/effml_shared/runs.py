@@ -56,8 +56,11 @@ class Run:
         try:
             self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
             self.summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-        except (OSError, ValueError) as error:
-            reason = "damaged JSON" if isinstance(error, ValueError) else getattr(error, "strerror", error)
+            missing = {"experiment", "preset"} - set(self.manifest) | {"status", "trials"} - set(self.summary)
+            if missing:
+                raise ValueError(missing)
+        except (OSError, ValueError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "manifest.json or summary.json is damaged"
             raise CheckpointError(
                 f"{path}: got no readable run ({reason}), expected a directory that `effml run` made"
             ) from None
@@ -201,8 +204,13 @@ def describe_machine() -> dict[str, Any]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is a line cut short by a kill
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # after the last: cut short by a kill
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise CheckpointError(f"{path}: line {number} is damaged; delete that line to go on without it") from None
+    return rows
 
 
 def _finite(value: Any) -> Any:

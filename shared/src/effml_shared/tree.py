@@ -9,7 +9,6 @@ Nothing is ever pickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +64,30 @@ def _identity(tensor: torch.Tensor) -> Any:
 
 
 def unflatten(skeleton: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Rebuild the tree that `flatten` took apart."""
-    if not isinstance(skeleton, dict):
-        return skeleton
-    ((kind, value),) = skeleton.items()
-    build: dict[str, Callable[[], Any]] = {
-        "tensor": lambda: tensors[value],
-        "dict": lambda: {key: unflatten(node, tensors) for key, node in value},
-        "list": lambda: [unflatten(node, tensors) for node in value],
-        "tuple": lambda: tuple(unflatten(node, tensors) for node in value),
-        "dtype": lambda: getattr(torch, value),
-    }
-    return build[kind]()
+    """Rebuild the tree that `flatten` took apart.
+
+    Raises:
+        CheckpointError: the skeleton is not one that `flatten` makes.
+    """
+
+    def build(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        ((kind, value),) = node.items()
+        if kind == "tensor":
+            return tensors[value]
+        if kind == "dict":
+            return {key: build(child) for key, child in value}
+        if kind == "dtype" and isinstance(getattr(torch, value), torch.dtype):
+            return getattr(torch, value)
+        return {"list": list, "tuple": tuple}[kind](build(child) for child in value)
+
+    try:
+        return build(skeleton)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"got a state tree that cannot be rebuilt ({error!r}), expected one that effml wrote"
+        ) from None
 
 
 def write_tree(path: Path, tree: Any) -> None:
