@@ -63,10 +63,10 @@ def test_every_package_has_its_rooms_and_says_its_version():
         for source in module.rglob("*.py"):
             relative = source.relative_to(module)
             lines = source.read_text().count("\n")
-            if source.name == "__init__.py" or lines < 30 or relative.parts[0] in ("testing", "experiments"):
+            if source.name == "__init__.py" or lines < 30 or relative.parts[0] == "experiments":
                 continue
-            test = "_".join(["test", *relative.parts[:-1], source.stem.lstrip("_")])
-            assert (project / "tests" / f"{test}.py").exists(), f"{relative} of {about['name']} has no {test}.py"
+            test = project / "tests" / f"test_{source.stem}.py"
+            assert test.exists(), f"{relative} of {about['name']} has no {test.name}"
 
 
 def test_the_two_commands_of_the_readme():

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from effml_shared.config import to_yaml
 from effml_shared.errors import Interrupted
 from effml_shared.experiments import Experiment
@@ -55,11 +57,8 @@ class ExperimentKit:
         assert {"config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "plots", "report.html"} <= names
 
         broken = self._run(tmp_path / "broken", [_InterruptAfter(self.interrupt_after)])
-        try:
+        with pytest.raises(Interrupted):  # none raised: lower `interrupt_after`
             self.experiment.execute(config, broken)
-            raise AssertionError("the run was not interrupted: lower `interrupt_after`")
-        except Interrupted:
-            pass
         assert (
             "partial" in write_report(Run(broken.path), self.experiment).read_text() or broken.summary["trials"] == {}
         )
