@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import math
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,38 +156,44 @@ def _claims_figure(summary: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _loss_figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
-    """Plot the best trial of each method (by last evaluation, else by last loss) against steps and against time."""
+    """Plot each method's configuration of most seeds, best among those, against steps and time: mean and range."""
     from matplotlib.figure import Figure
 
     trials: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         trials[row["trial"]].append(row)
-    best: dict[str, tuple[float, str]] = {}
+    configurations: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
     for name, lines in trials.items():
-        scores = [r.get("eval_loss") for r in lines if r.get("eval_loss") is not None] or [r.get("loss") for r in lines]
-        if scores[-1] is not None:
-            method = name.split("/")[0]
-            best[method] = min(best.get(method, (math.inf, name)), (scores[-1], name))
+        losses = [row["loss"] for row in lines if row.get("loss") is not None]
+        if losses:
+            configuration = name.rpartition("/")[0] or name
+            configurations[configuration].append([row for row in lines if row.get("loss") is not None])
+            scores[configuration].append(next((r["eval_loss"] for r in lines[::-1] if r.get("eval_loss")), losses[-1]))
+    best: dict[str, str] = {}
+    for name in sorted(configurations, key=lambda name: (-len(scores[name]), statistics.fmean(scores[name]))):
+        best.setdefault(name.split("/")[0], name)
     if not best:
         return {}
     figures = {}
     for axis, unit in (("step", "optimizer steps"), ("seconds", "training seconds")):
         figure = Figure(figsize=(7.5, 4.0))
-        axes = figure.add_subplot()
-        tops: list[float] = []
-        for method, (score, name) in sorted(best.items()):
-            lines = [row for row in trials[name] if row.get("loss") is not None]
-            smooth = _smooth([row["loss"] for row in lines])
-            axes.plot(
-                [row[axis] for row in lines], smooth, label=f"{method} ({name.partition('/')[2]}; ends at {score:.3f})"
-            )
+        axes, tops = figure.add_subplot(), [0.0]
+        for method, name in sorted(best.items()):
+            length = min(map(len, configurations[name]))
+            curves = [_smooth([row["loss"] for row in lines[:length]]) for lines in configurations[name]]
+            along = [statistics.fmean(row[axis] for row in step) for step in zip(*configurations[name], strict=False)]
+            label = f"{method} ({name.partition('/')[2] or 'all'}; ends at {statistics.fmean(scores[name]):.3f})"
+            (line,) = axes.plot(along, [statistics.fmean(step) for step in zip(*curves, strict=True)], label=label)
+            low, high = ([edge(step) for step in zip(*curves, strict=True)] for edge in (min, max))
+            axes.fill_between(along, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            tops.append(high[length // 10])
         axes.set(xlabel=unit, ylabel="training loss (smoothed)")
-        if tops:
-            axes.set_ylim(top=max(tops))  # the fall of the first steps would flatten all that follows
+        axes.set_ylim(top=max(tops))  # the fall of the first steps would flatten all that follows
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        figures[f"Loss against {unit}: the best trial of each method"] = figure
+        figures[f"Loss against {unit}: mean and range over seeds, each method at its best setting"] = figure
     return figures
 
 
