@@ -156,7 +156,7 @@ def test_killed_at_thirty_random_moments_it_ends_the_same(tmp_path):
             os._exit(0)
         step = generator.randrange(steps - 3)
         while len(run.metrics()) <= step:
-            time.sleep(0.0002)
+            time.sleep(0.002)
         time.sleep(generator.uniform(0, 0.02))  # about one step with its save
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
