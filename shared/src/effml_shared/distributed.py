@@ -28,13 +28,19 @@ if TYPE_CHECKING:
 __all__ = [
     "agreed",
     "default_device",
+    "describe_sharded",
     "from_main",
     "is_main",
+    "is_sharded",
     "launched",
+    "load_sharded",
+    "mesh_of",
     "parallelize",
     "rank",
     "reduce_max",
     "reduce_sum",
+    "save_sharded",
+    "shard_like",
     "world_size",
 ]
 

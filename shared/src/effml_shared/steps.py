@@ -106,7 +106,7 @@ class GradientStep:
         micro_batches = self._split(batch, device)
         for index, micro in enumerate(micro_batches):
             with self._gradient_sync(index == len(micro_batches) - 1):
-                with autocast(device, plan.precision or self.precision):
+                with _autocast(device, plan.precision or self.precision):
                     loss_sum, terms = self.loss(self._forward, micro)
                 if not loss_sum.requires_grad:
                     raise ConfigError("loss: got a value without gradient; is it detached, or every parameter frozen?")
@@ -129,7 +129,7 @@ class GradientStep:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), autocast(device, self.precision):
+            with torch.no_grad(), _autocast(device, self.precision):
                 for batch in batches:
                     loss_sum, terms = self.loss(self._forward, _to(batch, device))
                     total += loss_sum
@@ -217,7 +217,7 @@ def faster_precision(model: nn.Module, loss: Loss, batch: Any, *, repeats: int =
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
-        with autocast(device, precision):
+        with _autocast(device, precision):
             loss_sum, _ = loss(model, _to(batch, device))
         loss_sum.backward()
         if device.type == "cuda":
@@ -235,7 +235,7 @@ def faster_precision(model: nn.Module, loss: Loss, batch: Any, *, repeats: int =
     return "bfloat16" if faster else "float32"
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the autocast context of a precision's name."""
     _check_precision(precision)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
