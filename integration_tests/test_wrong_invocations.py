@@ -15,6 +15,11 @@ def file(path, name, content):
     return f"data.corpus={path / name}"
 
 
+def empty_folder(path):
+    (path / "texts").mkdir()
+    return f"data.corpus={path / 'texts'}"
+
+
 def parquet_cut_short(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -53,7 +58,8 @@ WRONG_CONFIG = {
 WRONG_DATA = {
     "missing file": lambda p: f"data.corpus={p / 'none.txt'}",
     "missing folder": lambda p: f"data.corpus={p / 'none'}/",
-    "empty folder": lambda p: f"data.corpus={p}",
+    "empty folder": empty_folder,
+    "nothing but its own run directory": lambda p: f"data.corpus={p}",
     "glob without match": lambda p: f"data.corpus={p}/*.txt",
     "empty file": lambda p: file(p, "a.txt", ""),
     "too little text": lambda p: file(p, "a.txt", "hi"),

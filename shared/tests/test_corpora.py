@@ -84,6 +84,15 @@ def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_ones(tmp_path
     assert read(tmp_path / "*.m?") == ["b.md"]
 
 
+def test_a_run_directory_in_a_folder_is_no_part_of_the_corpus(tmp_path: Path) -> None:
+    for name in ("a.txt", "runs/1/config.yaml", "runs/1/manifest.json", "runs/1/summary.json", "runs/1/plots/a.svg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read(tmp_path) == ["a.txt"]
+    with pytest.raises(DataError, match="without files"):
+        read(tmp_path / "runs")
+
+
 def test_rows_of_every_kind_of_file(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

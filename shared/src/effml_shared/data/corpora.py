@@ -32,14 +32,16 @@ __all__ = ["DataConfig", "read_documents"]
 WHOLE, PASSAGE = 1 << 16, 1 << 14
 LOCAL = "'stdlib' or a file, folder or glob of text, .jsonl or .parquet"
 EXTRA = "effml-shared[data]"
+RUN_DIRECTORY = {"config.yaml", "manifest.json", "summary.json"}
 
 
 @dataclass
 class DataConfig:
     """Say what text to read and how to serve it."""
 
-    # "stdlib": the sources of the running interpreter, tests aside. A file, folder (all but hidden names) or glob of
-    # text, .jsonl or .parquet, or .gz. "org/name" where no folder "org" is, or "hub:name[:config]": a train split.
+    # "stdlib": the sources of the running interpreter, tests aside. A file, folder (hidden names and run directories
+    # aside) or glob of text, .jsonl or .parquet, or .gz. "org/name" where no folder "org" is, or "hub:name[:config]":
+    # a train split.
     corpus: str = "stdlib"
     tokenizer: str = "byte"  # or the path of a tokenizer.json
     eos_token: str | None = None  # what ends a document there, if its name is unusual
@@ -192,6 +194,9 @@ def _find(corpus: str) -> list[Path]:
 
 def _walk(root: str, skip: Container[str] = ()) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
+        if set(names) >= RUN_DIRECTORY:  # text that changes while it is trained on
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skip)
         paths = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
