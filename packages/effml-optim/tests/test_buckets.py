@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 
 def buckets_of(optimizer: Any) -> list[Bucket]:
-    return [bucket for _, bucket in optimizer.buckets(with_gradient=False)]
+    return [bucket for _, bucket in optimizer.buckets()]
 
 
 def trained(count: int = 4, steps: int = 3) -> tuple[list[Parameter], SOAP]:

@@ -439,6 +439,102 @@ def test_refresh_now_lowers_staleness_and_names_parameters() -> None:
     assert all(after["weight"][axis] < 0.1 * before["weight"][axis] for axis in (0, 1))
 
 
+GPT2 = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
+
+
+def test_balanced_staggering_keeps_the_work_of_every_step_alike() -> None:
+    params = [Parameter(torch.empty(shape, device="meta")) for _ in range(12) for shape in GPT2]
+    optimizer = SOAP(params, stagger=True)
+    (group,) = optimizer.param_groups
+    layouts = [optimizer.layout(group, param.shape) for param in params]
+    phases = optimizer.phases(group, layouts)
+    work = [0.0] * 10
+    for layout, phase in zip(layouts, phases, strict=True):
+        work[phase] += sum(14 / 3 * n**3 + 4 * n * math.prod(layout.shape) for n in layout.shape)
+    assert max(work) < 1.25 * sum(work) / 10  # dealt out layout by layout from step 0 on it would be 1.67
+    for layout in set(layouts):
+        counts = [
+            sum(1 for other, phase in zip(layouts, phases, strict=True) if (other, phase) == (layout, p))
+            for p in range(10)
+        ]
+        assert max(counts) - min(counts) <= 1
+    assert SOAP(params).phases(group | {"stagger": False}, layouts) == [0] * len(params)
+
+
+def test_products_in_bfloat16_stay_near_and_leave_the_rest_of_the_state_in_float32() -> None:
+    shapes = [(40, 24), (24, 24), (7,)]
+    sets = [[Parameter(gaussian(i, *s, dtype=torch.float32)) for i, s in enumerate(shapes)] for _ in range(2)]
+    options: dict[str, Any] = {"lr": 0.01, "precondition_frequency": 3}
+    optimizers = [SOAP(sets[0], **options), SOAP(sets[1], product_dtype=torch.bfloat16, **options)]
+    for k in range(12):
+        for params, optimizer in zip(sets, optimizers, strict=True):
+            run(params, optimizer, [[gaussian(10 * k + i, *s, dtype=torch.float32) for i, s in enumerate(shapes)]])
+    moved = [
+        (exact.detach() - gaussian(i, *s)).norm() for i, (exact, s) in enumerate(zip(sets[0], shapes, strict=True))
+    ]
+    for exact, low, distance in zip(*sets, moved, strict=True):
+        assert (exact - low).norm() < 0.1 * distance
+    assert torch.equal(sets[0][2], sets[1][2])  # no products, no difference
+    state = optimizers[1].state[sets[1][0]]
+    assert {key: value.dtype for key, value in state.items() if value.dtype != torch.float32} == {
+        "basis_0": torch.bfloat16,
+        "basis_1": torch.bfloat16,
+    }
+    resumed = SOAP([copy.deepcopy(param) for param in sets[1]], product_dtype="bfloat16", **options)
+    resumed.load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
+    ends = [
+        run(list(optimizer.param_groups[0]["params"]), optimizer, [[gaussian(k, *s).float() for s in shapes]] * 4)
+        for k, optimizer in zip((5, 5), (optimizers[1], resumed), strict=True)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    with pytest.raises(ConfigError, match="product_dtype: got 'float16'"):
+        SOAP(sets[0], product_dtype=torch.float16)
+
+
+def test_the_lean_preset_takes_less_than_adamw_and_what_it_reports() -> None:
+    params = [Parameter(gaussian(i, *shape, dtype=torch.float32)) for i, shape in enumerate([(64, 32), (48, 16), (5,)])]
+    optimizer = SOAP.lean(params, lr=0.01)
+    for k in range(2):
+        run(params, optimizer, [[gaussian(k, *p.shape, dtype=torch.float32) for p in params]])
+    report = optimizer.memory_report()
+    tensors = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    assert sum(value.numel() * value.itemsize for value in tensors) == report["total"] < report["adamw"]
+    gpt2 = [Parameter(torch.empty(shape, device="meta")) for shape in GPT2]
+    report = SOAP.lean(gpt2).memory_report()
+    assert 0.7 < report["total"] / report["adamw"] < 0.76
+    assert SOAP.lean(gpt2, factorized=False).param_groups[0]["factorized"] is False
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (6, 4), (4, 6), (2, 3, 5)])
+def test_the_first_basis_does_not_depend_on_what_the_solver_makes_of_a_null_space(shape: tuple[int, ...]) -> None:
+    from effml_optim import eigenbasis
+
+    gradient = gaussian(1, *shape)[None]
+    gradient[:, 0] = 0  # less than full rank on every axis
+    real = eigenbasis.symmetric_eigh
+
+    def another_solver(gram: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = real(gram)
+        null = int((values < 1e-12 * values.amax()).sum())
+        turn = torch.linalg.qr(gaussian(7, null, null)).Q
+        turned = torch.cat([vectors[..., :null] @ turn, -vectors[..., null:]], dim=-1)
+        return values, turned
+
+    for axis in range(len(shape)):
+        basis = eigenbasis.first_basis(gradient, axis)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(eigenbasis, "symmetric_eigh", another_solver)
+            other = eigenbasis.first_basis(gradient, axis)
+        torch.testing.assert_close((basis * other).sum(-2).abs(), torch.ones(1, shape[axis], dtype=F64))
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(shape[axis], dtype=F64)[None], rtol=0, atol=1e-12)
+        unfolded = gradient[0].movedim(axis, 0).reshape(shape[axis], -1)
+        rotated = basis[0].T @ unfolded @ unfolded.T @ basis[0]
+        values = torch.linalg.eigvalsh(unfolded @ unfolded.T).flip(0)
+        torch.testing.assert_close(rotated, torch.diag(values), rtol=0, atol=1e-12 * float(values[0]))
+    dead = eigenbasis.first_basis(torch.zeros(2, 4, 3), 0)
+    torch.testing.assert_close(dead.mT @ dead, torch.eye(4).expand(2, 4, 4), rtol=0, atol=1e-6)
+
+
 def test_memory_report_needs_no_memory_and_tells_the_truth() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(2**14, 2**12), nn.Linear(2**12, 2**12))
@@ -519,12 +615,12 @@ def test_gradient_scaler_skips_whole_steps() -> None:
     assert optimizer.state[weight]["step"] == 2  # the first call sets up, the third is skipped
 
 
-def test_replicated_dtensors_work_and_sharded_ones_are_refused() -> None:
+def test_replicated_dtensors_are_updated_on_every_rank() -> None:
     distributed = pytest.importorskip("torch.distributed")
     if not distributed.is_available():
         pytest.skip("torch was built without distributed")
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import Replicate, distribute_tensor
 
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
@@ -538,10 +634,6 @@ def test_replicated_dtensors_work_and_sharded_ones_are_refused() -> None:
             for optimizer in optimizers:
                 optimizer.step()
         assert torch.equal(replicated.full_tensor(), plain)  # type: ignore[attr-defined]
-        sharded = Parameter(distribute_tensor(plain.detach(), mesh, [Shard(0)]))
-        sharded.grad = distribute_tensor(wave(1, 3, 3), mesh, [Shard(0)])
-        with pytest.raises(ConfigError, match="sharded DTensor"):
-            SOAP([sharded]).step()
     finally:
         distributed.destroy_process_group()
 

@@ -15,23 +15,36 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from effml_shared import distributed
 from effml_shared.errors import ConfigError, NonFiniteError
 from torch import Tensor
 
+from effml_optim.sharding import Owned, local_tensor
 from effml_optim.tensor_merging import Layout
 
-__all__ = ["Bucket", "Member", "checked_gradient", "local_tensor"]
+__all__ = ["Bucket", "Member", "checked_gradient"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One parameter in a bucket. `phase` is its rank among the parameters of its group with the same layout."""
+    """One parameter in a bucket. `phase`: by how many steps it is ahead in what is done periodically.
+
+    `grad` is an ordinary tensor: all of the gradient, or this rank's shard of it where the rule is elementwise. A
+    parameter that is sharded and `owned` is updated elsewhere: its change is collected.
+    """
 
     param: Tensor
     grad: Tensor | None
     state: dict[str, Any]
     name: str
-    phase: int
+    phase: int = 0
+    owned: Owned | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """What updates are added to."""
+        change = self.owned.change if self.owned is not None else None
+        return local_tensor(self.param) if change is None else change
 
 
 @dataclass
@@ -99,13 +112,16 @@ class Bucket:
         """Add `scale * update`, (bucket, *layout.shape), to the parameters."""
         if isinstance(scale, Tensor):
             update, scale = update.to(self.dtype) * scale, 1.0
-        params = [local_tensor(member.param) for member in self.members]
+        params = [member.target for member in self.members]
         rows = [self.layout.split(row, p.shape) for row, p in zip(update.unbind(), params, strict=True)]
         torch._foreach_add_(params, rows, alpha=scale)
 
     def scale_parameters(self, scale: float | Tensor) -> None:
         """Multiply the parameters by `scale`: decoupled weight decay."""
-        torch._foreach_mul_([local_tensor(member.param) for member in self.members], scale)
+        torch._foreach_mul_([member.target for member in self.members], scale)
+        for member in self.members:
+            if member.owned is not None:
+                member.owned.kept *= float(scale)
 
     def require_finite(self, factor: Tensor, rows: Iterable[int] | None = None) -> None:
         """Raise a `NonFiniteError` for the first member, of `rows` only if given, whose factor (n, n) is not finite.
@@ -137,21 +153,12 @@ def _adjacent(rows: Sequence[Tensor]) -> bool:
     )
 
 
-def local_tensor(tensor: Tensor) -> Tensor:
-    """Return the ordinary tensor behind a replicated DTensor, anything else as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def checked_gradient(param: Tensor, name: str) -> Tensor | None:
-    """Return the parameter's gradient as an ordinary dense floating-point tensor, or None if it has none.
+    """Return this rank's part of a parameter's gradient as an ordinary dense tensor, or None if it has none.
 
     Raises:
-        ConfigError: the gradient is sparse, complex or not floating point, or the parameter is a sharded DTensor.
+        ConfigError: the gradient is sparse, complex or not floating point.
     """
-    if any(not placement.is_replicate() for placement in getattr(param, "placements", ())):
-        raise ConfigError(
-            f"{name}: got a sharded DTensor, expected a plain or replicated parameter: rotations need whole matrices"
-        )
     grad = param.grad
     if grad is None:
         return None
@@ -160,4 +167,6 @@ def checked_gradient(param: Tensor, name: str) -> Tensor | None:
         raise ConfigError(
             f"{name}: got a {kind} gradient, expected a dense floating-point one (for nn.Embedding: sparse=False)"
         )
-    return grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+    if distributed.is_sharded(grad) and distributed.is_sharded(param) and grad.placements != param.placements:
+        grad = grad.redistribute(placements=param.placements)
+    return local_tensor(grad)

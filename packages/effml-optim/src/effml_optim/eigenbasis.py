@@ -21,8 +21,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from effml_optim.products import average_gram_, matmul
+
 __all__ = [
     "eigenvectors",
+    "first_basis",
     "mode_product",
     "refresh_basis",
     "rotate",
@@ -51,25 +54,27 @@ def mode_product(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
     dim = axis + 1
     result_shape = (*x.shape[:dim], p, *x.shape[dim + 1 :])
     if dim == x.ndim - 1:
-        return torch.bmm(x.reshape(bucket, -1, n), matrix).reshape(result_shape)
+        return matmul(x.reshape(bucket, -1, n), matrix).reshape(result_shape)
     if dim == 1:
-        return torch.bmm(matrix.mT, x.reshape(bucket, n, -1)).reshape(result_shape)
+        return matmul(matrix.mT, x.reshape(bucket, n, -1)).reshape(result_shape)
     moved = x.movedim(dim, -1)
-    return torch.bmm(moved.reshape(bucket, -1, n), matrix).reshape(*moved.shape[:-1], p).movedim(-1, dim)
+    return matmul(moved.reshape(bucket, -1, n), matrix).reshape(*moved.shape[:-1], p).movedim(-1, dim)
 
 
 def rotate(x: Tensor, bases: Mapping[int, Tensor]) -> Tensor:
-    """Express every tensor of the stack in its bases: Q_L^T X Q_R for matrices. `bases` maps an axis to its stack."""
+    """Express every tensor of the stack in its bases: Q_L^T X Q_R for matrices. `bases` maps an axis to its stack.
+
+    Products run in the dtype of the bases; the result has that of `x`.
+    """
+    result = x
     for axis, basis in bases.items():
-        x = mode_product(x, basis, axis)
-    return x
+        result = mode_product(result.to(basis.dtype), basis, axis)
+    return result.to(x.dtype)
 
 
 def unrotate(x: Tensor, bases: Mapping[int, Tensor]) -> Tensor:
     """Undo `rotate`: Q_L X Q_R^T for matrices."""
-    for axis, basis in bases.items():
-        x = mode_product(x, basis.mT, axis)
-    return x
+    return rotate(x, {axis: basis.mT for axis, basis in bases.items()})
 
 
 def update_factor_(factor: Tensor, x: Tensor, axis: int, beta: float) -> Tensor:
@@ -77,7 +82,8 @@ def update_factor_(factor: Tensor, x: Tensor, axis: int, beta: float) -> Tensor:
 
     Args:
         factor: (bucket, n, n), changed in place.
-        x: gradients (bucket, n_1, ..., n_d); U is `x` unfolded to (bucket, n, all the rest).
+        x: gradients (bucket, n_1, ..., n_d), in bfloat16 for a product in bfloat16; U is `x` unfolded to
+            (bucket, n, all the rest).
     """
     bucket, n = factor.shape[:2]
     dim = axis + 1
@@ -85,7 +91,7 @@ def update_factor_(factor: Tensor, x: Tensor, axis: int, beta: float) -> Tensor:
         unfolded = x.reshape(bucket, -1, n).mT
     else:
         unfolded = x.movedim(dim, 1).reshape(bucket, n, -1)
-    return factor.baddbmm_(unfolded, unfolded.mT, beta=beta, alpha=1 - beta)
+    return average_gram_(factor, unfolded, beta)
 
 
 def symmetric_eigh(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,10 +124,34 @@ def _eigh_of_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def eigenvectors(factor: Tensor) -> Tensor:
     """Eigenvectors of each factor as columns, by descending eigenvalue.
 
-    The basis of an eigenspace of more than one dimension, such as the null space of the larger side after one gradient
-    of a rectangular matrix, is whatever the LAPACK or cuSOLVER build returns.
+    The basis of an eigenspace of more than one dimension is whatever the LAPACK or cuSOLVER build returns.
     """
     return symmetric_eigh(factor)[1].flip(-1)
+
+
+def first_basis(x: Tensor, axis: int) -> Tensor:
+    """Eigenvectors of the Gram matrix of one gradient along `axis`, by descending eigenvalue: (bucket, n, n).
+
+    One gradient leaves eigenvectors undetermined: the longer side of a matrix m x n has a null space of |m - n|
+    dimensions, and a solver returns any basis of it. Here directions with less than 1e-6 of the largest singular value
+    count as null space, and fixed pseudorandom vectors, orthogonalised, complete the others to a basis: the same on
+    every machine and world size up to the signs of columns, which change nothing, and cheaper than eigenvectors of the
+    longer side. (Ours: the paper leaves the null space to the solver.)
+
+    Args:
+        x: gradients (bucket, n_1, ..., n_d), finite.
+    """
+    bucket, n = len(x), x.shape[axis + 1]
+    unfolded = x.movedim(axis + 1, 1).reshape(bucket, n, -1).double()  # squaring in float32 would lose small directions
+    short = unfolded if n <= unfolded.shape[-1] else unfolded.mT
+    values, vectors = symmetric_eigh(short @ short.mT)
+    spanning = (vectors if short is unfolded else unfolded @ vectors).flip(-1)
+    known = values.flip(-1) > 1e-12 * values.amax(dim=-1, keepdim=True)
+    columns = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).to(x.device)
+    columns = columns.expand(bucket, -1, -1).clone()
+    found = spanning.shape[-1]
+    columns[..., :found] = torch.where(known.unsqueeze(-2), spanning, columns[..., :found])
+    return torch.linalg.qr(columns).Q.to(x.dtype)
 
 
 def refresh_basis(factor: Tensor, basis: Tensor, method: str = "qr") -> Tensor:
@@ -142,7 +172,7 @@ def refresh_basis(factor: Tensor, basis: Tensor, method: str = "qr") -> Tensor:
     tensor([[[1., 0.],
              [0., 1.]]])
     """
-    product = torch.bmm(factor, basis)
+    product = matmul(factor, basis)
     order = (basis * product).sum(dim=-2).argsort(dim=-1, descending=True, stable=True)
     columns = order.unsqueeze(-2).expand_as(product)
     if method == "eigh":
@@ -154,7 +184,11 @@ def refresh_basis(factor: Tensor, basis: Tensor, method: str = "qr") -> Tensor:
 
 
 def _householder(p: Tensor) -> Tensor:
-    return torch.linalg.qr(p).Q
+    n = p.shape[-1]
+    if p.device.type != "cpu" or n < 256:
+        return torch.linalg.qr(p).Q
+    # LAPACK stores columns: at a power-of-two distance they share cache sets. Eight zero rows part them (1.2x).
+    return torch.linalg.qr(torch.nn.functional.pad(p, (0, 0, 0, 8))).Q[..., :n, :]
 
 
 def _cholesky_qr(p: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.adamw import adam_direction
+from effml_optim.adamw import adam_direction_
 from effml_optim.buckets import Bucket
 from effml_optim.eigenbasis import mode_product, symmetric_eigh, update_factor_
 from effml_optim.matrix_optimizer import MatrixOptimizer, check_choice, check_count, check_range
@@ -136,14 +136,14 @@ class Shampoo(MatrixOptimizer):
         if bucket.step is None:
             self._create_state(group, bucket, adam)
         step = bucket.advance()
-        beta1, beta2 = group["betas"] if group["correct_bias"] else (0.0, 0.0)  # 1 - 0^step corrects nothing
-        exp_avg = bucket.stack("exp_avg").lerp_(gradient, 1 - group["betas"][0])
-        graft = exp_avg / (1 - beta1**step)
-        momentum = graft
+        exp_avg, (beta1, beta2), corrected = bucket.stack("exp_avg"), group["betas"], group["correct_bias"]
         if adam:
-            rate = 1 - group["betas"][1]
-            exp_avg_sq = bucket.stack("exp_avg_sq").mul_(1 - rate).addcmul_(gradient, gradient, value=rate)
-            graft = adam_direction(exp_avg, exp_avg_sq, (beta1, beta2), group["eps"], step)
+            moments, eps = (exp_avg, bucket.stack("exp_avg_sq")), group["eps"]
+            graft = adam_direction_(*moments, gradient, (beta1, beta2), eps, step, correct_bias=corrected)
+        else:
+            exp_avg.lerp_(gradient, 1 - beta1)
+        momentum = exp_avg / (1 - beta1**step if corrected else 1.0)
+        graft = graft if adam else momentum
         update = self._precondition(group, bucket, gradient, momentum, graft) if bucket.layout.axes else graft
         bucket.add_to_parameters(update, -group["lr"])
         if group["weight_decay"]:

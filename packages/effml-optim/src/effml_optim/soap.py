@@ -17,8 +17,9 @@ columns of a basis keep their places in a refresh, so that second moments need n
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,10 +28,10 @@ from effml_shared.errors import ConfigError
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.adamw import divide
+from effml_optim.adamw import adam_direction_, divide
 from effml_optim.buckets import Bucket
 from effml_optim.eigenbasis import (
-    eigenvectors,
+    first_basis,
     refresh_basis,
     rotate,
     staleness,
@@ -48,9 +49,8 @@ __all__ = ["SOAP"]
 class SOAP(MatrixOptimizer):
     """Train with Adam in the eigenbasis of Shampoo's preconditioner.
 
-    The first call with a gradient only sets up that parameter's basis: it changes no weight. Where one gradient leaves
-    eigenvectors undetermined (a rectangular matrix has a null space of |m - n| dimensions), the first basis, and with
-    it the early trajectory, depends on the LAPACK or cuSOLVER build.
+    The first call with a gradient only sets up that parameter's basis: it changes no weight. Sharded parameters (FSDP2)
+    are updated whole by one owner each, with the same result on any number of ranks; see `sharding`.
 
     Args:
         params: parameters, named parameters or group dicts. A group may override every option and may set
@@ -74,7 +74,9 @@ class SOAP(MatrixOptimizer):
             them as if coordinates were uncorrelated.
         stagger: spread refreshes of same-shape parameters evenly over the `precondition_frequency` steps.
         refresh_tolerance: when a refresh is due, skip sides whose `staleness` is not above this; None skips none.
-        precond_dtype: float32 or float64, the least precision of all state and arithmetic.
+        precond_dtype: float32 or float64, the least precision of state and arithmetic.
+        product_dtype: bfloat16 stores bases in bfloat16 and multiplies by them, and sums factors from products, in
+            that precision; a refresh is in `precond_dtype` all the same. None: no such economy.
         maximize: climb instead of descend.
         foreach: False updates parameters one by one; otherwise those of one shape are batched.
         capturable: not supported, since refreshes are scheduled on the host.
@@ -104,6 +106,7 @@ class SOAP(MatrixOptimizer):
         stagger: bool = False,
         refresh_tolerance: float | None = None,
         precond_dtype: torch.dtype | str = torch.float32,
+        product_dtype: torch.dtype | str | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -111,6 +114,19 @@ class SOAP(MatrixOptimizer):
     ) -> None:
         defaults = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
         super().__init__(params, {**defaults, "use_adamw": False})
+
+    @classmethod
+    def lean(cls, params: ParamsT, **options: Any) -> SOAP:
+        """Return a SOAP for little memory: one-sided, factorized, products and bases in bfloat16.
+
+        A matrix m x n with m <= n takes 4 mn + 6 m^2 bytes against AdamW's 8 mn: more for a square, less from n = 1.5 m
+        on, and less in all for a Transformer (`memory_report` tells).
+
+        >>> report = SOAP.lean(torch.nn.Linear(256, 64, bias=False).parameters()).memory_report()
+        >>> report["total"], report["adamw"]
+        (91392, 131072)
+        """
+        return cls(params, **{"one_sided": True, "factorized": True, "product_dtype": torch.bfloat16, **options})
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise a `ConfigError` that names the first invalid option of `group`."""
@@ -125,6 +141,9 @@ class SOAP(MatrixOptimizer):
         check_choice("data_format", group["data_format"], ("channels_first", "channels_last"))
         check_choice("basis_update", group["basis_update"], ("qr", "eigh", "cholqr"))
         check_choice("second_moment_transport", group["second_moment_transport"], ("permute", "square"))
+        if group["product_dtype"] is not None:  # kept as a string: safe in any checkpoint
+            group["product_dtype"] = str(group["product_dtype"]).removeprefix("torch.")
+            check_choice("product_dtype", group["product_dtype"], ("bfloat16",))
         check_choice("eps_mode", group["eps_mode"], ("reference", "torch"))
         if group["capturable"]:
             raise ConfigError("capturable: got True, expected False: refreshes are scheduled on the host")
@@ -143,32 +162,34 @@ class SOAP(MatrixOptimizer):
         options = ("max_precond_dim", "merge_dims", "precondition_1d", "data_format", "one_sided")
         return _layout(tuple(shape), *(group[name] for name in options))
 
+    def phases(self, group: dict[str, Any], layouts: list[Layout]) -> Sequence[int]:
+        """Spread refreshes over the period so that every step has about the same work, if `stagger` is on."""
+        if not group["stagger"]:
+            return super().phases(group, layouts)
+        return _balanced_phases(tuple(layouts), group["precondition_frequency"])
+
     def update_bucket(self, group: dict[str, Any], bucket: Bucket) -> None:
         """Make one SOAP update of a bucket, or set up its state."""
         gradient = bucket.gradients(maximize=group["maximize"])
         if bucket.step is None:
             self._initialise(group, bucket, gradient)
             return
-        step, axes, (beta1, beta2) = bucket.advance(), bucket.layout.axes, group["betas"]
+        step, axes = bucket.advance(), bucket.layout.axes
         bases = {axis: bucket.stack(f"basis_{axis}") for axis in axes}
-        rotated = rotate(gradient, bases)
-        exp_avg = bucket.stack("exp_avg").lerp_(rotated, 1 - beta1)
-        root = self._update_second_moment(group, bucket, rotated).sqrt()
-        root_correction = (1 - beta2**step) ** 0.5 if group["correct_bias"] else 1.0
-        eps = group["eps"] * (root_correction if group["eps_mode"] == "torch" else 1.0)
-        update = unrotate(divide(exp_avg, root.add_(eps), eps), bases)
+        seen = gradient.to(bases[axes[0]].dtype) if axes else gradient  # what products are made of
+        update = self._direction(group, bucket, rotate(seen, bases).to(gradient.dtype), step)
+        update = unrotate(update, bases)
         if group["normalize_grads"]:
             dims = tuple(range(1, update.ndim))
-            update = update / (1e-30 + update.square().mean(dim=dims, keepdim=True).sqrt())
-        step_size = group["lr"] * (root_correction / (1 - beta1**step) if group["correct_bias"] else 1.0)
-        bucket.add_to_parameters(update, -step_size)
+            root_mean_square = update.square().mean(dim=dims, keepdim=True).sqrt()
+            update = update / (1e-30 + root_mean_square) * _step_correction(group, step)
+        bucket.add_to_parameters(update, -group["lr"])
         if group["weight_decay"]:
             bucket.scale_parameters(1 - group["lr"] * group["weight_decay"])
         for axis in axes:  # last: a gradient never chooses the basis it is seen in
-            update_factor_(bucket.stack(f"factor_{axis}"), gradient, axis, _shampoo_beta(group))
+            update_factor_(bucket.stack(f"factor_{axis}"), seen, axis, _shampoo_beta(group))
         period = group["precondition_frequency"]
-        phases = [member.phase if group["stagger"] else 0 for member in bucket.members]
-        if axes and (due := [row for row, phase in enumerate(phases) if (step + phase) % period == 0]):
+        if axes and (due := [row for row, m in enumerate(bucket.members) if (step + m.phase) % period == 0]):
             self._refresh(group, bucket, due, group["refresh_tolerance"])
 
     @staticmethod
@@ -187,19 +208,26 @@ class SOAP(MatrixOptimizer):
             bucket.zeros("exp_avg_sq", *shape)
         for axis, factor in factors.items():
             bucket.create(f"factor_{axis}", factor)
-            bucket.create(f"basis_{axis}", eigenvectors(factor))
+            bucket.create(f"basis_{axis}", first_basis(gradient, axis).to(_basis_dtype(group, factor.dtype)))
 
     @staticmethod
-    def _update_second_moment(group: dict[str, Any], bucket: Bucket, rotated: Tensor) -> Tensor:
-        """Average the squared gradient into the second moment and return that, (bucket, *layout.shape)."""
-        beta = group["betas"][1]
+    def _direction(group: dict[str, Any], bucket: Bucket, rotated: Tensor, step: int) -> Tensor:
+        """Update the moments from the rotated gradient (bucket, *layout.shape) and return Adam's direction there."""
+        betas, corrected = group["betas"], group["correct_bias"]
+        root_correction = (1 - betas[1] ** step) ** 0.5 if corrected else 1.0
+        # Adam adds eps to the corrected root, where the reference adds it to the uncorrected one.
+        eps = group["eps"] / (root_correction if group["eps_mode"] == "reference" else 1.0)
+        exp_avg = bucket.stack("exp_avg")
         if not _is_factorized(group, bucket.layout):
-            return bucket.stack("exp_avg_sq").mul_(beta).addcmul_(rotated, rotated, value=1 - beta)
-        square = rotated.square()
-        rows = bucket.stack("row_sq").lerp_(square.sum(dim=2), 1 - beta)
-        cols = bucket.stack("col_sq").lerp_(square.sum(dim=1), 1 - beta)
+            moments = exp_avg, bucket.stack("exp_avg_sq")
+            return adam_direction_(*moments, rotated, betas, eps, step, correct_bias=corrected)
+        square, rate = rotated.square(), 1 - betas[1]
+        rows = bucket.stack("row_sq").lerp_(square.sum(dim=2), rate)
+        cols = bucket.stack("col_sq").lerp_(square.sum(dim=1), rate)
         total = rows.sum(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)  # all sums are 0 where it matters
-        return (rows / total).unsqueeze(2) * cols.unsqueeze(1)
+        root = torch.mul((rows / total).sqrt().unsqueeze(2), cols.sqrt().div_(root_correction).unsqueeze(1)).add_(eps)
+        exp_avg.lerp_(rotated, 1 - betas[0])
+        return divide(exp_avg, root, eps).div_(1 - betas[0] ** step if corrected else 1.0)
 
     def _refresh(self, group: dict[str, Any], bucket: Bucket, due: list[int], tolerance: float | None) -> None:
         """Bring the bases of the members `due` up to date, and the moments with them."""
@@ -211,12 +239,12 @@ class SOAP(MatrixOptimizer):
             bases, rows = bucket.stack(f"basis_{axis}"), due
             if tolerance is not None:
                 index = _index(rows, bases)
-                stale = (staleness(factor[index], bases[index]) > tolerance).tolist()
+                stale = (staleness(factor[index], bases[index].to(factor.dtype)) > tolerance).tolist()
                 rows = [row for row, is_stale in zip(rows, stale, strict=True) if is_stale]
             if not rows:
                 continue
             index = _index(rows, bases)
-            old = bases[index]
+            old = bases[index].to(factor.dtype)
             new = refresh_basis(factor[index], old, group["basis_update"])
             exp_avg = bucket.stack("exp_avg")
             exp_avg[index] = turn_first_moment(exp_avg[index], old, new, axis)
@@ -231,7 +259,7 @@ class SOAP(MatrixOptimizer):
     @torch.no_grad()
     def refresh_now(self) -> None:
         """Refresh every basis at once, whatever its schedule and staleness."""
-        for group, bucket in self.buckets(with_gradient=False):
+        for group, bucket in self.buckets():
             if not group["use_adamw"] and bucket.layout.axes:
                 with torch.autocast(bucket.device.type, enabled=False):
                     self._refresh(group, bucket, list(range(len(bucket.members))), None)
@@ -241,13 +269,14 @@ class SOAP(MatrixOptimizer):
     def basis_staleness(self) -> dict[str, dict[int, float]]:
         """Return per parameter name and axis how far its basis is from diagonalising its factor; see `staleness`."""
         report: dict[str, dict[int, float]] = {}
-        for group, bucket in self.buckets(with_gradient=False):
+        for group, bucket in self.buckets():
             for axis in () if group["use_adamw"] else bucket.layout.axes:
                 with torch.autocast(bucket.device.type, enabled=False):
-                    values = staleness(bucket.stack(f"factor_{axis}"), bucket.stack(f"basis_{axis}")).tolist()
+                    factor, basis = bucket.stack(f"factor_{axis}"), bucket.stack(f"basis_{axis}")
+                    values = staleness(factor, basis.to(factor.dtype)).tolist()
                 for member, value in zip(bucket.members, values, strict=True):
                     report.setdefault(member.name, {})[axis] = value
-        return report
+        return self.union(report)
 
     def memory_report(self) -> dict[str, int]:
         """Return the bytes of state after the first step, of all parameters, before anything is allocated.
@@ -257,22 +286,18 @@ class SOAP(MatrixOptimizer):
         >>> SOAP(torch.nn.Linear(256, 64, bias=False).parameters(), one_sided=True).memory_report()
         {'moments': 131072, 'factors': 16384, 'bases': 16384, 'total': 163840, 'adamw': 131072}
         """
-        moments = factors = adamw = 0
+        report = dict.fromkeys(("moments", "factors", "bases", "total", "adamw"), 0)
         for group in self.param_groups:
             for param in group["params"]:
-                size = state_dtype(group, param).itemsize
+                dtype = state_dtype(group, param)
                 layout = Layout(tuple(param.shape)) if group["use_adamw"] else self.layout(group, param.shape)
                 thin = not group["use_adamw"] and _is_factorized(group, layout)
-                moments += size * (param.numel() + (sum(layout.shape) if thin else param.numel()))
-                factors += size * sum(layout.shape[axis] ** 2 for axis in layout.axes)
-                adamw += size * 2 * param.numel()
-        return {
-            "moments": moments,
-            "factors": factors,
-            "bases": factors,
-            "total": moments + 2 * factors,
-            "adamw": adamw,
-        }
+                squares = sum(layout.shape[axis] ** 2 for axis in layout.axes)
+                report["moments"] += dtype.itemsize * (param.numel() + (sum(layout.shape) if thin else param.numel()))
+                report["factors"] += dtype.itemsize * squares
+                report["bases"] += _basis_dtype(group, dtype).itemsize * squares
+                report["adamw"] += dtype.itemsize * 2 * param.numel()
+        return {**report, "total": report["moments"] + report["factors"] + report["bases"]}
 
 
 @lru_cache(maxsize=4096)
@@ -296,8 +321,41 @@ def _layout(
     return Layout(merged, tuple(axis for axis in candidates if 1 < merged[axis] <= max_precond_dim), channels_last)
 
 
+@lru_cache(maxsize=256)
+def _balanced_phases(layouts: tuple[Layout, ...], period: int) -> tuple[int, ...]:
+    """Deal equal layouts out evenly; what is over goes, dearest first, where the least work is."""
+    phases, load = [0] * len(layouts), [0.0] * period
+    members: dict[Layout, list[int]] = {}
+    for position, layout in enumerate(layouts):
+        members.setdefault(layout, []).append(position)
+    for layout in sorted(members, key=_refresh_flops, reverse=True):
+        positions = members[layout]
+        for start in range(0, len(positions), period):
+            some = positions[start : start + period]
+            freest = sorted(range(period), key=load.__getitem__)[: len(some)]
+            for position, phase in zip(some, freest, strict=True):
+                phases[position] = phase
+                load[phase] += _refresh_flops(layout)
+    return tuple(phases)
+
+
+def _refresh_flops(layout: Layout) -> float:
+    """Product, QR and the turning of the momentum, per axis that carries a factor."""
+    sizes = [layout.shape[axis] for axis in layout.axes]
+    return sum(14 / 3 * n**3 + 4 * n * math.prod(layout.shape) for n in sizes)
+
+
 def _is_factorized(group: dict[str, Any], layout: Layout) -> bool:
     return group["factorized"] and len(layout.shape) == 2
+
+
+def _basis_dtype(group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+    return dtype if group["product_dtype"] is None else torch.bfloat16
+
+
+def _step_correction(group: dict[str, Any], step: int) -> float:
+    beta1, beta2 = group["betas"]
+    return (1 - beta2**step) ** 0.5 / (1 - beta1**step) if group["correct_bias"] else 1.0
 
 
 def _shampoo_beta(group: dict[str, Any]) -> float:
