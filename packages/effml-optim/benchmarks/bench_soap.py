@@ -1,85 +1,414 @@
-"""Time one step of SOAP, batched by shape and parameter by parameter: one JSON line per case.
+"""SOAP against its peers: same gradients, same process, same threads. One JSON line per case on stdout.
 
-Both paths run in one process on the same gradients, alternating, over whole refresh periods after a warm-up period.
-`median_ms` is a typical step, `max_ms` the dearest one (with the refresh), `mean_ms` what training pays. `adamw` is
-torch's AdamW on the same parameters, for scale.
+    python packages/effml-optim/benchmarks/bench_soap.py --table
+    python packages/effml-optim/benchmarks/bench_soap.py --list gpt2-124m --blocks 2 --table
+    python packages/effml-optim/benchmarks/bench_soap.py --list tiny --heavyball-compile none --official soap.py
 
-    python packages/effml-optim/benchmarks/bench_soap.py [--device cuda] [--periods 3]
+Peers are timed if they are installed (`uv pip install pytorch-optimizer heavyball`, into an environment of its own);
+`--official` takes a copy of soap.py from github.com/nikhilvyas/SOAP. All are set to the same algorithm: lr 3e-3, betas
+and Shampoo beta 0.95, eps 1e-8, no weight decay, no merging of axes, no factor for axes above 10000.
+
+First, updates are compared: on small matrices whose bases the first gradient determines, 13 updates with 4 refreshes,
+gradients of unequal rows and columns. Differences are relative to the way the weights have gone. `equal` means at most
+1e-5 in float64 for every tensor, which shows the conventions, and at most 3e-4 in float32 for the median tensor (in the
+worst one rounding may have swapped two nearly equal eigenvalues). HeavyBall is compared uncompiled. Whatever is not
+equal is timed all the same and marked, with the convention that differs if it is known.
+
+Then steps are timed, optimizers in turn. A step is plain or renews the bases; at a precondition frequency of 2 these
+alternate, and every timed step is checked to be what it should be. Medians of both make up a period of f steps, f - 1
+of them plain: `mean_ms` is what training pays, `median_ms` a typical step, `worst_ms` the dearest. With `stagger=True`
+every step renews some bases: one real period of 10 is timed. AdamW and Muon (embeddings, heads and vectors by AdamW)
+are there for scale. `warm_up_s` is the first call and one step of each kind, compilation included. Python's garbage
+is collected between steps, as torch.compile leaves much of it.
+
+Limits, measured here: 6 mn(m + n) FLOPs per matrix and step, which is also what SOAP here multiplies (symmetric rank-k
+products would need 5), at the best rate of its own products; per refresh and side of size d one `torch.linalg.qr` and
+2 d^3 FLOPs; and 28 bytes per element at the bandwidth of a copy.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
 import json
+import math
+import platform
+import re
 import statistics
+import sys
 import time
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from effml_optim import SOAP
+from effml_optim import SOAP, Muon, __version__
+from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
-CASES = {
-    "48 of 64x64": [(64, 64)] * 48,
-    "12 of 256x256": [(256, 256)] * 12,
-    "4 blocks of width 256": [shape for _ in range(4) for shape in [(256, 256)] * 4 + [(1024, 256), (256, 1024)]],
-    "12 blocks of width 768": [shape for _ in range(12) for shape in [(768, 768)] * 4 + [(3072, 768), (768, 3072)]],
+Shape = tuple[int, ...]
+FREQUENCIES, STAGGERED, ALTERNATING, WARM_UP, MAX_DIM = (1, 10, 100), 10, 2, 3, 10000
+COMMON: dict[str, Any] = {"lr": 3e-3, "betas": (0.95, 0.95), "shampoo_beta": 0.95, "weight_decay": 0.0}
+CHECKED: list[Shape] = [(16, 16), (24, 24), (24, 24), (24, 24), (20, 20), (24, 23), (12, 13), (40, 24), (40,)]
+GPT2_BLOCK = [(2304, 768), (768, 768), (3072, 768), (768, 3072), (2304,), (768,), (3072,), *[(768,)] * 5]
+# Embeddings and heads, one block, the rest, blocks, timed steps of each kind.
+LISTS: dict[str, tuple[list[Shape], list[Shape], list[Shape], int, int]] = {
+    "tiny": ([(32, 32)], [(16, 16), (24, 16), (16, 24), (16,)], [], 2, 2),
+    "small": ([(256, 256)] * 2, [*[(256, 256)] * 4, (1024, 256), (256, 1024)], [], 4, 5),
+    "gpt2-124m": ([(50257, 768), (1024, 768)], GPT2_BLOCK, [(768,)] * 2, 12, 2),
 }
+MEMORY_GB = 8.0  # more than this, and optimizers are timed one after the other
+HEAVYBALL = (
+    "eps is a lower bound of the root instead of added to it; before QR, max(eps, 64 d machine epsilons) times the"
+    " largest eigenvalue is added to a factor of size d (0.6% of it for d = 768 in float32), so small ones turn slower"
+)
 
 
-def milliseconds(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    optimizer.step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
+class Settings(NamedTuple):
+    frequency: int = ALTERNATING
+    eps: float = 1e-8
+    max_dim: int = MAX_DIM
+    outside: int = 0  # how many of the first parameters are embeddings and heads
+    heavyball_compile: str | None = None
 
 
-def measure(name: str, device: torch.device, frequency: int, periods: int) -> dict[str, Any]:
-    generator = torch.Generator(device).manual_seed(0)
-    shapes = CASES[name]
-    sets = [[Parameter(torch.zeros(shape, device=device)) for shape in shapes]]
-    sets += [copy.deepcopy(sets[0]) for _ in range(2)]
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "batched": SOAP(sets[0], precondition_frequency=frequency),
-        "one_by_one": SOAP(sets[1], precondition_frequency=frequency, foreach=False),
-        "adamw": torch.optim.AdamW(sets[2]),
-    }
-    times: dict[str, list[float]] = {path: [] for path in optimizers}
-    for step in range(1 + frequency * (1 + periods)):
-        for params in zip(*sets, strict=True):
-            grad = torch.randn(params[0].shape, generator=generator, device=device)
-            for param in params:
-                param.grad = grad
-        for path, optimizer in optimizers.items():
-            elapsed = milliseconds(optimizer, device)
-            if step > frequency:
-                times[path].append(elapsed)
-    gflop = (
-        sum(6 * m * n * (m + n) + (4 * m * n * (m + n) + 14 / 3 * (m**3 + n**3)) / frequency for m, n in shapes) / 1e9
-    )
-    report: dict[str, Any] = {"case": name, "frequency": frequency, "gflop_per_step": round(gflop, 3)}
-    for path, values in times.items():
-        summary = {"median_ms": statistics.median(values), "mean_ms": statistics.mean(values), "max_ms": max(values)}
-        report[path] = {key: round(value, 3) for key, value in summary.items()}
+Build = Callable[[list[Parameter], Settings], Optimizer]
+
+
+class Contender(NamedTuple):
+    """`kind` is ours, peer or scale; `dtypes` are those to compare updates in; `convention` is known to differ."""
+
+    name: str
+    version: str
+    kind: str
+    build: Build
+    frequency: int | None = ALTERNATING
+    dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)
+    convention: str = "not known"
+
+
+def builder(soap: Any, limit: str = "max_precond_dim", **extra: Any) -> Build:
+    def build(params: list[Parameter], s: Settings) -> Optimizer:
+        options = {"precondition_frequency": s.frequency, limit: s.max_dim, "eps": s.eps, **COMMON, **extra}
+        return soap(params, merge_dims=False, correct_bias=True, **options)
+
+    return build
+
+
+def heavyball(params: list[Parameter], s: Settings) -> Optimizer:
+    options = {"storage_dtype": str(params[0].dtype)[6:], "max_precond_dim": s.max_dim, "eps": s.eps, **COMMON}
+    module = importlib.import_module("heavyball")
+    module.utils.compile_mode = s.heavyball_compile
+    optimizer = module.SOAP(params, merge_dims=False, **options)
+    # By itself it adds 1/f up and refreshes at whole numbers: one update earlier, unless rounding delays it.
+    optimizer.precond_schedule = lambda call: float(call > 1 and (call - 1) % s.frequency == 0)
+    return optimizer
+
+
+def muon(params: list[Parameter], s: Settings) -> Optimizer:
+    matrices = [p for p in params[s.outside :] if p.ndim == 2]
+    rest = [*params[: s.outside], *(p for p in params[s.outside :] if p.ndim < 2)]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "use_adamw": True}]
+    return Muon(groups)
+
+
+def contenders(options: argparse.Namespace) -> list[Contender]:
+    """Return SOAP and its variants, the peers that are installed, and AdamW and Muon."""
+    stagger = builder(SOAP, stagger=True, precondition_frequency=STAGGERED)
+    found = [Contender("soap", __version__, "ours", builder(SOAP), dtypes=())]
+    found += [Contender("soap-stagger", __version__, "ours", stagger, STAGGERED, dtypes=())]
+    if options.device.type == "cuda":
+        found += [Contender("soap-cholqr", __version__, "ours", builder(SOAP, basis_update="cholqr"))]
+    single = (torch.float32,)
+    if "product_dtype" in inspect.signature(SOAP).parameters:
+        build, text = builder(SOAP, product_dtype=torch.bfloat16), "products are in bfloat16"
+        found += [Contender("soap-bf16", __version__, "ours", build, dtypes=single, convention=text)]
+    for package in ("pytorch-optimizer", "heavyball"):
+        if not importlib.util.find_spec(name := package.replace("-", "_")):
+            say(f"{package} is not installed and left out: uv pip install {package}")
+            continue
+        module, version = importlib.import_module(name), importlib.metadata.version(package)
+        if name == "heavyball":
+            modes = {"shipped": module.utils.compile_mode, "none": None}
+            options.heavyball_compile = modes.get(options.heavyball_compile, options.heavyball_compile)
+            version += f", compile mode {options.heavyball_compile}"
+            found += [Contender(name, version, "peer", heavyball, convention=HEAVYBALL)]
+        else:
+            found += [Contender(name, version, "peer", builder(module.SOAP, "max_precondition_dim"))]
+    if options.official:  # takes eigenvectors in float32 whatever the gradients
+        spec: Any = importlib.util.spec_from_file_location("official_soap", options.official)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, "SOAP"):
+            sys.exit(f"--official: {options.official} defines no SOAP")
+        found += [Contender("official", str(options.official), "peer", builder(module.SOAP), dtypes=single)]
+    adamw: Build = lambda params, _: torch.optim.AdamW(params, fused=True)  # noqa: E731
+    found += [Contender("adamw-fused", torch.__version__, "scale", adamw, None, ())]
+    found += [Contender("muon", __version__, "scale", muon, None, ())]
+    if unknown := set(options.only or ()) - {contender.name for contender in found}:
+        sys.exit(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(c.name for c in found)}")
+    return [contender for contender in found if contender.name in (options.only or contender.name)]
+
+
+def trajectory(build: Build, dtype: torch.dtype, device: torch.device) -> list[list[Tensor]]:
+    """Return the weights, starting from 0, after each of 13 updates."""
+    generator, history = torch.Generator().manual_seed(0), []
+    params = [Parameter(torch.zeros(shape, dtype=dtype, device=device)) for shape in CHECKED]
+    optimizer = build(params, Settings(frequency=3, eps=1e-12, max_dim=30))
+    for _ in range(14):
+        for param in params:
+            gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+            scales = [torch.logspace(0.5, -0.5, size, dtype=torch.float64) for size in param.shape]
+            gradient *= scales[0].outer(scales[1]) if param.ndim == 2 else scales[0]
+            param.grad = gradient.to(device, dtype)
+        optimizer.step()
+        history.append([param.detach().double().clone() for param in params])
+    return history[1:]
+
+
+def compare(contender: Contender, device: torch.device) -> dict[str, Any]:
+    """Return how far a contender's updates are from SOAP's, and whether that is equal."""
+    report: dict[str, Any] = {"equal": True if contender.dtypes else None}
+    for dtype in contender.dtypes:
+        steps = zip(trajectory(builder(SOAP), dtype, device), trajectory(contender.build, dtype, device), strict=True)
+        each = [[((b - a).norm() / a.norm()).item() for a, b in zip(*pair, strict=True)] for pair in steps]
+        of_tensors = [max(values) for values in zip(*each, strict=True)]
+        worst, median = max(of_tensors), statistics.median(of_tensors)
+        report[f"difference_{str(dtype)[6:]}"] = {"worst": float(f"{worst:.1e}"), "median": float(f"{median:.1e}")}
+        if dtype == torch.float64 and not worst <= 1e-5:  # so that NaN is not equal
+            report |= {"equal": False, "convention": "not known"}
+        elif dtype == torch.float32 and not median <= 3e-4:  # explained only if float64 agrees
+            report = {"convention": contender.convention, **report, "equal": False}
     return report
 
 
-def main() -> None:
+class Run:
+    """One optimizer at work: its parameters, and the milliseconds of timed steps, plain ones and refreshes."""
+
+    def __init__(self, contender: Contender, shapes: list[Shape], options: argparse.Namespace) -> None:
+        self.contender, self.device, self.calls, self.warm_up_s = contender, options.device, 0, 0.0
+        self.wanted = WARM_UP + (STAGGERED if contender.frequency == STAGGERED else 2 * options.samples)
+        self.params = [Parameter(torch.zeros(shape, device=self.device)) for shape in shapes]
+        settings = Settings(outside=len(LISTS[options.list][0]), heavyball_compile=options.heavyball_compile)
+        self.optimizer = contender.build(self.params, settings)
+        self.probe = min((p for p in self.params if p.ndim == 2 and max(p.shape) <= MAX_DIM), key=Tensor.numel)
+        self.times: dict[bool, list[float]] = {False: [], True: []}
+
+    def step(self, gradients: list[Tensor]) -> float:
+        for param, gradient in zip(self.params, gradients, strict=True):
+            param.grad = gradient.clone()
+        before = [basis.clone() for basis in self._bases()]
+        elapsed = seconds(self.device, self.optimizer.step)
+        for param in self.params:
+            param.grad = None
+        self.calls += 1
+        if self.calls <= WARM_UP:
+            self.warm_up_s += elapsed
+            return elapsed
+        renewed = any(not torch.equal(old, new) for old, new in zip(before, self._bases(), strict=True))
+        if self.contender.frequency == ALTERNATING and renewed == bool((self.calls - 1) % ALTERNATING):
+            raise RuntimeError(f"update {self.calls - 1} has {'renewed' if renewed else 'kept'} its bases")
+        self.times[renewed].append(round(1e3 * elapsed, 4))
+        return elapsed
+
+    def _bases(self) -> list[Tensor]:
+        found = tensors(self.optimizer.state.get(self.probe, {}))
+        return [tensor for path, tensor in found if re.search(r"/basis_\d|[/_]Q(_|/|$)", path)]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield one record per precondition frequency f."""
+        contender, plain, refresh = self.contender, self.times[False], self.times[True]
+        storages = [tensor.untyped_storage() for _, tensor in tensors(list(self.optimizer.state.values()))]
+        extra: dict[str, Any] = {"kind": contender.kind, "version": contender.version}
+        extra["state_bytes"] = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        extra |= {"warm_up_s": round(self.warm_up_s, 2), "plain_steps_ms": plain, "refresh_steps_ms": refresh}
+        if contender.frequency is None:
+            yield record(contender.name, None, [statistics.median(plain)], **extra)
+        elif contender.frequency == STAGGERED:
+            if len(refresh) != 1:
+                raise RuntimeError(f"{contender.name}: {len(refresh)} refreshes of one matrix in one period")
+            yield record(contender.name, STAGGERED, plain + refresh, **extra)
+        else:
+            typical = statistics.median(plain)
+            for f in FREQUENCIES:
+                yield record(contender.name, f, [typical] * (f - 1) + [statistics.median(refresh)], **extra)
+
+
+def record(optimizer: str, frequency: int | None, period: list[float], **extra: Any) -> dict[str, Any]:
+    values = {"mean_ms": statistics.mean(period), "median_ms": statistics.median(period), "worst_ms": max(period)}
+    rounded = {name: round(value, 4) for name, value in values.items()}
+    return {"optimizer": optimizer, "frequency": frequency, **rounded, **extra}
+
+
+def tensors(node: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield path, node
+    elif isinstance(node, Mapping | list | tuple):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from tensors(value, f"{path}/{key}")
+
+
+def seconds(device: torch.device, work: Callable[..., Any], *args: Any, repeats: int = 1) -> float:
+    """Return the shortest time of `work`; repeats end after half a second. No garbage is collected meanwhile."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times: list[float] = []
+    while len(times) < min(2, repeats) or (len(times) < repeats and sum(times) < 0.5):
+        wait()
+        gc.disable()
+        start = time.perf_counter()
+        work(*args)
+        wait()
+        times.append(time.perf_counter() - start)
+        gc.enable()
+    return min(times)
+
+
+def guarded(contender: Contender, work: Callable[..., Any], *args: Any) -> Any:
+    """Return what `work` returns, or None if it belongs to a peer and fails: that peer is then left out."""
+    try:
+        return work(*args)
+    except Exception as error:
+        if contender.kind != "peer":
+            raise
+        first = (str(error).strip() or "no message").splitlines()[0]
+        say(f"{contender.name} {contender.version} fails and is left out: {type(error).__name__}: {first}")
+        return None
+
+
+def measure(group: list[Contender], shapes: list[Shape], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time optimizers in turn, each on its own copy of the same gradients."""
+    runs = [Run(contender, shapes, options) for contender in group]
+    for call in range(max(run.wanted for run in runs)):
+        generator = torch.Generator(options.device).manual_seed(1000 + call)
+        gradients = [torch.randn(shape, generator=generator, device=options.device) for shape in shapes]
+        first = call % len(runs)
+        for run in [run for run in runs[first:] + runs[:first] if call < run.wanted]:
+            elapsed = guarded(run.contender, run.step, gradients)
+            if elapsed is None:
+                run.wanted = 0
+            elif elapsed > 2:
+                say(f"{run.contender.name}: call {call + 1} of {run.wanted} took {elapsed:.1f} s")
+    return [case for run in runs if run.wanted for case in run.records()]
+
+
+def limits(shapes: list[Shape], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Measure what no implementation of these products can beat on this machine."""
+    counts = Counter(shape for shape in shapes if len(shape) == 2)
+    sides = Counter({d: sum(k * s.count(d) for s, k in counts.items()) for s in counts for d in s if d <= MAX_DIM})
+    flop = sum(6 * m * n * d * k for (m, n), k in counts.items() for d in (m, n) if d <= MAX_DIM)
+    rates = {"float32": 0.0, "bfloat16": 0.0}
+    for name in rates:
+        for (m, n), count in counts.items():
+            if max(m, n) <= MAX_DIM:
+                sizes = ((k := max(1, min(count, 2**22 // (m * n))), m, m), (k, m, n), (k, n, n))
+                left, x, right = (torch.randn(size, device=device).to(getattr(torch, name)) for size in sizes)
+                for a, b in ((left, x), (x, right), (x, x.mT), (x.mT, x)):
+                    work = 2 * k * a.shape[1] * a.shape[2] * b.shape[2]
+                    rates[name] = max(rates[name], work / seconds(device, torch.bmm, a, b, repeats=8))
+    qr = {d: seconds(device, torch.linalg.qr, torch.randn(d, d, device=device), repeats=8) for d in sides}
+    refresh = 1e3 * sum(count * (qr[d] + 2 * d**3 / rates["float32"]) for d, count in sides.items())
+    for name, rate in rates.items():
+        step = 1e3 * flop / rate
+        measured = {"gflop_per_step": flop / 1e9, "gflops": round(rate / 1e9, 1), "refresh_ms": round(refresh, 4)}
+        for f in FREQUENCIES:
+            yield record(f"limit: {name} products", f, [step] * (f - 1) + [step + refresh], **measured)
+    source = torch.ones(2**26, device=device)
+    bandwidth = 2 * source.nbytes / seconds(device, torch.zeros_like(source).copy_, source, repeats=8)
+    ms = 1e3 * 28 * sum(map(math.prod, shapes)) / bandwidth
+    yield record("limit: memory", None, [ms], gb_per_s=round(bandwidth / 1e9, 1))
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    rows = [("optimizer", "f", "mean ms", "median ms", "worst ms", "state MB", "x fastest peer", "equal")]
+    for f in (None, *FREQUENCIES):
+        group = sorted((case for case in cases if case["frequency"] == f), key=lambda case: case["mean_ms"])
+        fastest = min((case["mean_ms"] for case in group if case.get("kind") == "peer"), default=None)
+        for case in group:
+            times = [f"{case[name]:.3f}" for name in ("mean_ms", "median_ms", "worst_ms")]
+            state = f"{case['state_bytes'] / 1e6:.1f}" if "state_bytes" in case else ""
+            ratio = f"{case['mean_ms'] / fastest:.2f}" if fastest else ""
+            equal = {None: "", True: "yes", False: "NO"}[case.get("equal")]
+            rows.append((case["optimizer"], str(f or "-"), *times, state, ratio, equal))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    differing = {case["optimizer"]: case["convention"] for case in cases if "convention" in case}
+    return "\n".join([*lines, *(f"not equal: {name}: {text}" for name, text in differing.items())])
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--frequency", type=int, default=10)
-    parser.add_argument("--periods", type=int, default=3)
-    parser.add_argument("--cases", nargs="*", default=list(CASES)[:3], choices=list(CASES))
+    parser.add_argument("--list", default="small", choices=list(LISTS), help="shapes of the parameters")
+    parser.add_argument("--blocks", type=int, help="take only so many of the list's blocks")
+    parser.add_argument("--samples", type=int, help="timed steps of each kind")
+    parser.add_argument("--only", nargs="+", help="names of optimizers to take, as in the output")
+    parser.add_argument("--official", type=Path, help="path of the official soap.py")
+    parser.add_argument("--heavyball-compile", default="shipped", help="its torch.compile mode, `shipped` or `none`")
+    parser.add_argument("--sequential", action="store_true", help="one optimizer after the other: least memory")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--table", action="store_true", help="also print a table, on stderr")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    for name in options.cases:
-        result = measure(name, device, options.frequency, options.periods)
-        print(json.dumps({**result, "device": where, "torch": torch.__version__}), flush=True)
+    blocks, samples = LISTS[options.list][3:]
+    options.blocks = blocks if options.blocks is None else options.blocks
+    options.samples = samples if options.samples is None else options.samples
+    if not 1 <= options.blocks <= blocks or options.samples < 1:
+        parser.error(f"--blocks must be in 1..{blocks} for {options.list}, --samples at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    options.device = torch.device(options.device)
+    if options.official and not options.official.is_file():
+        parser.error(f"--official: no file {options.official}")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    device, (outside, block, last, _, _) = options.device, LISTS[options.list]
+    shapes = [*outside, *block * options.blocks, *last]
+    elements, group = sum(map(math.prod, shapes)), contenders(options)
+    state = SOAP([Parameter(torch.empty(shape, device="meta")) for shape in shapes]).memory_report()["total"]
+    each = (state + 8 * elements) / 1e9  # with weights and a gradient
+    order = "one after the other" if options.sequential or each * len(group) > MEMORY_GB else "in turn"
+    say(f"{elements / 1e6:.1f} M parameters, {each:.1f} GB per optimizer plus temporaries, {len(group)} {order}")
+
+    reports = {c.name: report for c in group if (report := guarded(c, compare, c, device))}
+    group = [contender for contender in group if contender.name in reports]
+    for contender in group:
+        if contender.dtypes:
+            say(f"{contender.name} {contender.version}: {reports[contender.name]}")
+    where = {"list": options.list, "blocks": options.blocks, "order": order, "device": str(device)}
+    where |= {"machine": machine(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    where |= {"matmul_precision": torch.get_float32_matmul_precision()}
+    cases: list[dict[str, Any]] = []
+
+    def publish(found: Iterable[dict[str, Any]]) -> None:
+        for case in found:
+            cases.append(case | reports.get(case["optimizer"], {}))
+            print(json.dumps({**where, **cases[-1]}), flush=True)
+
+    publish(limits(shapes, device))
+    for part in [group] if order == "in turn" else [[contender] for contender in group]:
+        publish(measure(part, shapes, options))
+        gc.collect()
+    if options.table:
+        print(table(cases), file=sys.stderr)
 
 
 if __name__ == "__main__":
