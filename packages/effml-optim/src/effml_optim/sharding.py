@@ -232,7 +232,7 @@ def as_dtensor(local: Tensor, shards: Shards, shape: Sequence[int]) -> Tensor:
     placements = [Shard(shards.dim) if d == shards.mesh_dim else Replicate() for d in range(shards.mesh.ndim)]
     stride = torch.empty(tuple(shape), device="meta").stride()
     local = local.contiguous()
-    return DTensor.from_local(local, shards.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)  # type: ignore[no-any-return]
+    return DTensor.from_local(local, shards.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
 def local_tensor(tensor: Tensor) -> Tensor:

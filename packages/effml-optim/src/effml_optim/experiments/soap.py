@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from effml_shared import distributed, seeding
-from effml_shared.data import Batch, DataConfig, Loader, PackedDataset, StreamingLoader, open_data
-from effml_shared.errors import ConfigError, NonFiniteError
+from effml_shared.data import DataConfig
+from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, Experiment, interval
-from effml_shared.loop import Budget, Loop
-from effml_shared.runs import Run, Trial
+from effml_shared.runs import Run
 from effml_shared.schedules import cosine
-from effml_shared.steps import GradientStep, faster_precision, language_model_loss
-from effml_shared.transformer import Transformer, TransformerConfig
+from effml_shared.transformer import TransformerConfig
+from torch import nn
 
+from effml_optim.experiments.training import TrainingBench, TrainingConfig, best_rates, half_width, numbers
+from effml_optim.matrix_optimizer import check_count
 from effml_optim.param_groups import split_params
 from effml_optim.shampoo import Shampoo
 from effml_optim.soap import SOAP
@@ -41,43 +42,27 @@ METHODS = ("AdamW", "Shampoo", "SOAP")
 
 
 @dataclass
-class SoapConfig:
-    """What is trained, on what, for how long, and what is tried."""
+class SoapConfig(TrainingConfig):
+    """What is trained, on what, for how long, and what is tried; the grid of learning rates is one for all methods."""
 
-    model: TransformerConfig = field(default_factory=TransformerConfig)  # vocab_size: the tokenizer's
-    data: DataConfig = field(default_factory=DataConfig)
-    batch_size: int = 16  # sequences per step
-    micro_batch: int | None = None  # sequences per forward pass; None: all
-    steps: int = 150  # the full budget
-    warmup: float = 0.1  # fraction of each run's steps
-    learning_rates: list[float] = field(default_factory=lambda: [2.5e-3, 5e-3, 1e-2, 2e-2])  # grid, one for all methods
-    seeds: int = 3  # measured, besides the one for tuning
     fractions: list[float] = field(default_factory=lambda: [0.5, 0.7, 1.0])  # of the budget, for SOAP
     frequency: int = 10  # steps between refreshes of the basis
     stale_frequency: int = 40  # the same in the ablation
     betas: list[float] = field(default_factory=lambda: [0.95, 0.95])  # of every method
     weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    eval_sequences: int = 256  # held out, evaluated at the end of every run
-    precision: str = "auto"  # float32, bfloat16 (autocast), or auto: the faster on this machine
-    compile: bool = False  # of the model's forward and backward pass
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch", "steps", "seeds", "frequency", "stale_frequency", "eval_sequences"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name}: got {value}, expected an integer >= 1")
-        if not self.clip_norm > 0:
-            raise ConfigError(f"clip_norm: got {self.clip_norm}, expected a number > 0")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ConfigError(f"learning_rates: got {self.learning_rates}, expected one or more numbers > 0")
+        super().__post_init__()
+        for name in ("frequency", "stale_frequency"):
+            check_count(name, getattr(self, name), 1)
         if not self.fractions or max(self.fractions) != 1.0 or min(self.fractions) <= 0:
             raise ConfigError(f"fractions: got {self.fractions}, expected numbers in (0, 1] with 1.0 among them")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup: got {self.warmup}, expected a fraction in [0, 1)")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"precision: got {self.precision!r}, expected 'auto', 'float32' or 'bfloat16'")
         if len(self.betas) != 2:
             raise ConfigError(f"betas: got {self.betas}, expected two numbers")
+
+    def samples(self, fraction: float) -> int:
+        """Return the sequences of a run at a fraction of the budget."""
+        return max(1, round(self.steps * fraction)) * self.batch_size
 
 
 def smoke() -> SoapConfig:
@@ -134,95 +119,14 @@ class _Setting:
         return "/".join([self.method, *(part for part in parts if part != "f=0")])
 
 
-class _Bench:
-    """The model, data and budget that all trials share."""
-
-    def __init__(self, config: SoapConfig, run: Run) -> None:
-        self.config, self.run = config, run
-        self.device = distributed.default_device()
-        self.data, self.held_out = self._open(0)
-        tokenizer = self.held_out.tokenizer
-        self.model_config = replace(config.model, vocab_size=tokenizer.vocab_size)
-        stored = run.summary.get("precision")  # a resumed run keeps what its first session measured
-        self.precision = stored or (self._measure() if config.precision == "auto" else config.precision)
-        run.update(precision=self.precision)
-
-    def _open(self, seed: int) -> tuple[Loader | StreamingLoader, PackedDataset]:
-        config = replace(self.config.data, seed=seeding.derive_seed(seed, "data"))
-        return open_data(config, rank=distributed.rank(), world_size=distributed.world_size())
-
-    def _data(self, seed: int) -> Loader | StreamingLoader:
-        """Return the training data in the order of a seed, from its start; what is in memory is not read again."""
-        if isinstance(self.data, StreamingLoader):
-            return self._open(seed)[0]
-        order: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        return Loader(self.data.dataset, seed=seeding.derive_seed(seed, "data"), **order)
-
-    def _model(self, seed: int) -> Transformer:
-        return Transformer(self.model_config, seed=seeding.derive_seed(seed, "model")).to(self.device)
-
-    def _measure(self) -> str:
-        rows = torch.arange(min(self.config.micro_batch or self.config.batch_size, len(self.held_out)))
-        return faster_precision(self._model(0), _loss, self.held_out.batch(rows.numpy()))
-
-    def train(self, setting: _Setting) -> dict[str, Any]:
-        """Train once, unless the run has done so already; returns final held-out loss, steps and seconds.
-
-        A training that meets NaN or infinity has an infinite loss: it counts against its learning rate and method.
-        """
-        result = self.run.trial(setting.name, lambda trial: self._train(setting, trial))
-        return {**result, "loss": math.inf if result["loss"] is None else result["loss"]}
-
-    def samples(self, fraction: float) -> int:
-        return max(1, round(self.config.steps * fraction)) * self.config.batch_size
-
-    def _train(self, setting: _Setting, trial: Trial) -> dict[str, Any]:
-        config, samples = self.config, self.samples(setting.fraction)
-        model = distributed.parallelize(self._model(setting.seed), "ddp")
-        step = GradientStep(
-            model,
-            _optimizer(setting, model, config),
-            _loss,
-            micro_batch=config.micro_batch,
-            clip_norm=config.clip_norm,
-            precision=self.precision,
-            compile=config.compile,
-        )
-        loop = Loop(
-            step,
-            self._data(setting.seed),
-            cosine(config.batch_size, samples, warmup=int(config.warmup * samples), floor=0.1),
-            budget=Budget(samples=samples),
-            hooks=trial.hooks,
-            evaluate=lambda: step.evaluate(self._held_out_batches()),
-            checkpoints=trial.checkpoints,
-            seed=setting.seed,
-        )
-        try:
-            clock, loss = loop.run(), loop.evaluation["loss"]
-        except NonFiniteError:
-            clock, loss = loop.clock, math.inf
-        return {
-            "method": setting.method,
-            "loss": loss,
-            "steps": max(clock.step, 1),
-            "seconds": clock.seconds,
-            "samples": clock.samples,
-        }
-
-    def _held_out_batches(self) -> Iterator[Batch]:
-        indices = torch.arange(min(self.config.eval_sequences, len(self.held_out)))
-        mine = indices[distributed.rank() :: distributed.world_size()]
-        for rows in mine.split(self.config.micro_batch or self.config.batch_size):
-            yield self.held_out.batch(rows.numpy())
+def _train(bench: TrainingBench, config: SoapConfig, setting: _Setting) -> dict[str, Any]:
+    samples = config.samples(setting.fraction)
+    schedule = cosine(config.batch_size, samples, warmup=int(config.warmup * samples), floor=0.1)
+    optimizer = partial(_optimizer, setting, config)
+    return bench.train(setting.name, optimizer, schedule, samples=samples, seed=setting.seed)
 
 
-def _loss(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let attention run across document borders: that needs no mask, and so the fastest kernels serve."""
-    return language_model_loss(model, {"input_ids": batch["input_ids"], "labels": batch["labels"]})
-
-
-def _optimizer(setting: _Setting, model: torch.nn.Module, config: SoapConfig) -> torch.optim.Optimizer:
+def _optimizer(setting: _Setting, config: SoapConfig, model: nn.Module) -> torch.optim.Optimizer:
     groups = split_params(model)
     shared: dict[str, Any] = {"lr": setting.lr, "betas": tuple(config.betas), "weight_decay": config.weight_decay}
     if setting.method == "AdamW":
@@ -237,29 +141,27 @@ def _optimizer(setting: _Setting, model: torch.nn.Module, config: SoapConfig) ->
 
 def run(config: SoapConfig, run: Run) -> dict[str, Any]:
     """Train everything and return effects per seed, a table, and what the figures need."""
-    bench = _Bench(config, run)
+    bench = TrainingBench(config, run)
     refresh = {"AdamW": 0, "Shampoo": config.frequency, "SOAP": config.frequency}
     full_runs = len(METHODS) * len(config.learning_rates) + 4 * config.seeds  # tuning; AdamW, Shampoo, two stale ones
-    of_soap = config.seeds * sum(bench.samples(fraction) for fraction in config.fractions)
-    run.expect(full_runs * bench.samples(1.0) + of_soap)
+    of_soap = config.seeds * sum(config.samples(fraction) for fraction in config.fractions)
+    run.expect(full_runs * config.samples(1.0) + of_soap)
 
     tuning = {
         method: {
-            lr: bench.train(_Setting(method, lr, 0, frequency=refresh[method]))["loss"] for lr in config.learning_rates
+            lr: _train(bench, config, _Setting(method, lr, 0, frequency=refresh[method]))["loss"]
+            for lr in config.learning_rates
         }
         for method in METHODS
     }
-    best = {method: min(losses, key=lambda lr: losses[lr]) for method, losses in tuning.items()}
-    if diverged := [method for method in METHODS if not math.isfinite(tuning[method][best[method]])]:
-        raise ConfigError(f"learning_rates: {', '.join(diverged)} diverged at every one, expected smaller ones as well")
-
+    best = best_rates(tuning)
     finals: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     stale: dict[str, list[dict[str, Any]]] = {"Shampoo": [], "SOAP": []}
     soap: dict[float, list[dict[str, Any]]] = {fraction: [] for fraction in sorted(config.fractions)}
     for seed in range(1, config.seeds + 1):  # method after method within a seed: a machine's drift meets all alike
 
         def measure(method: str, frequency: int, fraction: float = 1.0, seed: int = seed) -> dict[str, Any]:
-            return bench.train(_Setting(method, best[method], seed, fraction, frequency))
+            return _train(bench, config, _Setting(method, best[method], seed, fraction, frequency))
 
         for method in METHODS:
             finals[method].append(measure(method, refresh[method]))
@@ -292,7 +194,7 @@ def run(config: SoapConfig, run: Run) -> dict[str, Any]:
                 "method": method,
                 "learning rate": f"{best[method]:g}" + (" (end of grid)" if best[method] in ends else ""),
                 "held-out loss (nats)": statistics.fmean(r["loss"] for r in finals[method]),
-                "± 95%": _half_width([r["loss"] for r in finals[method]]),
+                "± 95%": half_width([r["loss"] for r in finals[method]]),
                 f"loss at f={config.stale_frequency}": statistics.fmean(r["loss"] for r in stale[method])
                 if method in stale
                 else None,
@@ -327,16 +229,6 @@ def reached_fraction(fractions: Sequence[float], losses: Sequence[float], target
     return 1.0
 
 
-def _half_width(values: Sequence[float]) -> float | None:
-    mean, low, _ = interval(values)
-    return mean - low if math.isfinite(low) else None
-
-
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    """Return stored numbers with NaN where a training diverged, which leaves a gap in a plot."""
-    return [math.nan if value is None else value for value in values]
-
-
 def figures(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Figure]:
     """Draw budget against loss, the price of a stale basis, and the learning-rate grid."""
     from matplotlib.figure import Figure
@@ -349,7 +241,7 @@ def figures(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Fi
     axes = saving.add_subplot()
     fractions = [float(fraction) for fraction in summary["curve"]]
     curve, finals, lost = (
-        {name: _numbers(row) for name, row in summary[k].items()} for k in ("curve", "finals", "lost")
+        {name: numbers(row) for name, row in summary[k].items()} for k in ("curve", "finals", "lost")
     )
     for losses in zip(*curve.values(), strict=True):
         axes.plot(fractions, losses, ".-", color=colors["SOAP"], alpha=0.35, linewidth=1)
@@ -378,7 +270,7 @@ def figures(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Fi
     curves = grid.add_subplot()
     for method, points in summary["tuning"].items():
         curves.plot(
-            [lr for lr, _ in points], _numbers([loss for _, loss in points]), "o-", color=colors[method], label=method
+            [lr for lr, _ in points], numbers([loss for _, loss in points]), "o-", color=colors[method], label=method
         )
     curves.set(xscale="log", xlabel="learning rate", ylabel="held-out loss (nats)")
 
