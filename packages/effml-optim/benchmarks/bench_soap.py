@@ -48,6 +48,7 @@ from typing import Any, NamedTuple
 
 import torch
 from effml_optim import SOAP, Muon, __version__
+from effml_optim.products import matmul
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -302,15 +303,16 @@ def limits(shapes: list[Shape], device: torch.device) -> Iterator[dict[str, Any]
     counts = Counter(shape for shape in shapes if len(shape) == 2)
     sides = Counter({d: sum(k * s.count(d) for s, k in counts.items()) for s in counts for d in s if d <= MAX_DIM})
     flop = sum(6 * m * n * d * k for (m, n), k in counts.items() for d in (m, n) if d <= MAX_DIM)
-    rates = {"float32": 0.0, "bfloat16": 0.0}
+    rates, routines = {"float32": 0.0, "bfloat16": 0.0}, (torch.bmm, matmul)
     for name in rates:
         for (m, n), count in counts.items():
             if max(m, n) <= MAX_DIM:
-                sizes = ((k := max(1, min(count, 2**22 // (m * n))), m, m), (k, m, n), (k, n, n))
+                k = max(1, min(count, 2**22 // (m * n))) if device.type == "cuda" else 1
+                sizes = ((k, m, m), (k, m, n), (k, n, n))
                 left, x, right = (torch.randn(size, device=device).to(getattr(torch, name)) for size in sizes)
                 for a, b in ((left, x), (x, right), (x, x.mT), (x.mT, x)):
                     work = 2 * k * a.shape[1] * a.shape[2] * b.shape[2]
-                    rates[name] = max(rates[name], work / seconds(device, torch.bmm, a, b, repeats=8))
+                    rates[name] = max(rates[name], *(work / seconds(device, by, a, b, repeats=8) for by in routines))
     qr = {d: seconds(device, torch.linalg.qr, torch.randn(d, d, device=device), repeats=8) for d in sides}
     refresh = 1e3 * sum(count * (qr[d] + 2 * d**3 / rates["float32"]) for d, count in sides.items())
     for name, rate in rates.items():
