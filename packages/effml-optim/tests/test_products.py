@@ -53,14 +53,14 @@ def test_averaged_grams_equal_the_formula_and_stay_symmetric(n, bucket):
     average = start @ start.mT
     expected = 0.9 * average + 0.1 * x @ x.mT
     for rows in (x, x.mT.contiguous().mT):
-        result = average_gram_(average.clone(), rows, 0.9)
+        result = average_gram_(average.clone(), rows, 0.9, 0.1)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-12 * n)
         assert (result - result.mT).abs().max() < 1e-13 * n
 
 
 def test_grams_of_bfloat16_gradients_are_summed_in_float32():
     x = normal(1, 600, 300, dtype=torch.bfloat16)
-    average = average_gram_(torch.zeros(1, 600, 600), x, 0.0)
+    average = average_gram_(torch.zeros(1, 600, 600), x, 0.0, 1.0)
     exact = x.double() @ x.double().mT
     assert average.dtype == torch.float32
     assert ((average.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-3 * 300**0.5).all()

@@ -439,6 +439,18 @@ def test_refresh_now_lowers_staleness_and_names_parameters() -> None:
     assert all(after["weight"][axis] < 0.1 * before["weight"][axis] for axis in (0, 1))
 
 
+@pytest.mark.parametrize("product_dtype", [None, torch.bfloat16])
+def test_tall_matrices_are_updated_block_by_block(monkeypatch: pytest.MonkeyPatch, product_dtype: Any) -> None:
+    shape, ends = (2053, 9), []
+    for rows in (4096, 100):
+        monkeypatch.setattr("effml_optim.soap.ROWS", rows)
+        weight = Parameter(gaussian(0, *shape, dtype=torch.float32))
+        options: dict[str, Any] = {"max_precond_dim": 20, "weight_decay": 0.1, "product_dtype": product_dtype}
+        optimizer = SOAP([weight], precondition_frequency=2, **options)
+        ends += run([weight], optimizer, [[gaussian(k, *shape, dtype=torch.float32)] for k in range(5)])
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5 if product_dtype is None else 2e-3)
+
+
 GPT2 = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
 
 

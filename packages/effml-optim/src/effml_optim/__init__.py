@@ -8,8 +8,8 @@ from effml_optim.param_groups import parameter_roles, split_params
 from effml_optim.seesaw import SeesawPlan
 from effml_optim.seesaw_huggingface import SeesawTrainerMixin
 from effml_optim.seesaw_training import SeesawBatchSampler, SeesawScheduler
-from effml_optim.shampoo import Shampoo
 from effml_optim.sgd_risk import predict_linear
+from effml_optim.shampoo import Shampoo
 from effml_optim.soap import SOAP
 
 __all__ = [

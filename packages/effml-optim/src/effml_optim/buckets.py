@@ -10,8 +10,9 @@ Cost: gradients are stacked by one copy, 2 x bytes of the gradient; a bucket of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -108,11 +109,22 @@ class Bucket:
         self.step = 1 if self.step is None else self.step + 1
         return self.step
 
-    def add_to_parameters(self, update: Tensor, scale: float | Tensor) -> None:
-        """Add `scale * update`, (bucket, *layout.shape), to the parameters."""
+    def row_blocks(self, rows: int) -> Iterator[slice | EllipsisType]:
+        """Cut a tall matrix that is alone in its bucket into blocks of so many rows; anything else stays whole.
+
+        What is done block by block stays in the cache. Only for updates in which rows do not meet.
+        """
+        whole = self.layout.shape
+        if len(self.members) > 1 or len(whole) != 2 or tuple(self.members[0].target.shape) != whole:
+            yield ...
+            return
+        yield from (slice(start, start + rows) for start in range(0, whole[0], rows))
+
+    def add_to_parameters(self, update: Tensor, scale: float | Tensor, block: slice | EllipsisType = ...) -> None:
+        """Add `scale * update`, (bucket, *layout.shape), to the parameters, or to this block of their rows."""
         if isinstance(scale, Tensor):
             update, scale = update.to(self.dtype) * scale, 1.0
-        params = [member.target for member in self.members]
+        params = [member.target[block] for member in self.members]
         rows = [self.layout.split(row, p.shape) for row, p in zip(update.unbind(), params, strict=True)]
         torch._foreach_add_(params, rows, alpha=scale)
 

@@ -77,13 +77,14 @@ def unrotate(x: Tensor, bases: Mapping[int, Tensor]) -> Tensor:
     return rotate(x, {axis: basis.mT for axis, basis in bases.items()})
 
 
-def update_factor_(factor: Tensor, x: Tensor, axis: int, beta: float) -> Tensor:
-    """Average the Gram matrices of axis `axis` into `factor` in place: beta * factor + (1 - beta) * U U^T.
+def update_factor_(factor: Tensor, x: Tensor, axis: int, beta: float, alpha: float | None = None) -> Tensor:
+    """Average the Gram matrices of axis `axis` into `factor` in place: beta * factor + alpha * U U^T.
 
     Args:
         factor: (bucket, n, n), changed in place.
         x: gradients (bucket, n_1, ..., n_d), in bfloat16 for a product in bfloat16; U is `x` unfolded to
             (bucket, n, all the rest).
+        alpha: None for 1 - beta.
     """
     bucket, n = factor.shape[:2]
     dim = axis + 1
@@ -91,7 +92,7 @@ def update_factor_(factor: Tensor, x: Tensor, axis: int, beta: float) -> Tensor:
         unfolded = x.reshape(bucket, -1, n).mT
     else:
         unfolded = x.movedim(dim, 1).reshape(bucket, n, -1)
-    return average_gram_(factor, unfolded, beta)
+    return average_gram_(factor, unfolded, beta, 1 - beta if alpha is None else alpha)
 
 
 def symmetric_eigh(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +175,7 @@ def refresh_basis(factor: Tensor, basis: Tensor, method: str = "qr") -> Tensor:
     """
     product = matmul(factor, basis)
     bucket, n, _ = product.shape
-    # LAPACK stores columns: at a power-of-two distance they share cache sets, so large ones get eight zeros more (1.2x).
+    # LAPACK stores columns; at a power-of-two distance they share cache sets, so large ones get eight zeros more: 1.2x.
     # All steps happen in this one array, because fresh memory costs a CPU as much as the products.
     padding = 8 if n >= 256 and method == "qr" and product.device.type == "cpu" else 0
     columns = product.new_empty(bucket, n, n + padding)  # of P, each as a row

@@ -40,8 +40,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return _onednn(left.contiguous(), right)[None]
 
 
-def average_gram_(average: Tensor, x: Tensor, beta: float) -> Tensor:
-    """Average Gram matrices in place: beta * average + (1 - beta) * x x^T, computing what symmetry leaves to compute.
+def average_gram_(average: Tensor, x: Tensor, beta: float, alpha: float) -> Tensor:
+    """Add a Gram matrix in place: beta * average + alpha * x x^T, computing what symmetry leaves to compute.
 
     On a CPU the lower left quarter of a large matrix is copied to the upper right, in each half again: 0.63 of the
     FLOPs for four blocks a side. A GPU does it in one kernel.
@@ -53,16 +53,20 @@ def average_gram_(average: Tensor, x: Tensor, beta: float) -> Tensor:
     n = x.shape[1]
     if x.device.type == "cpu" and n >= 2 * LEAF:
         x, half = x.contiguous(), n // 2
-        average_gram_(average[:, :half, :half], x[:, :half], beta)
-        average_gram_(average[:, half:, half:], x[:, half:], beta)
-        corner = average[:, half:, :half].lerp_(matmul(x[:, half:], x[:, :half].mT).to(average.dtype), 1 - beta)
+        average_gram_(average[:, :half, :half], x[:, :half], beta, alpha)
+        average_gram_(average[:, half:, half:], x[:, half:], beta, alpha)
+        corner = _add_(average[:, half:, :half], matmul(x[:, half:], x[:, :half].mT), beta, alpha)
         average[:, :half, half:] = corner.mT
         return average
     if x.dtype == average.dtype and x.device.type != "cpu":
-        return average.baddbmm_(x, x.mT, beta=beta, alpha=1 - beta)
+        return average.baddbmm_(x, x.mT, beta=beta, alpha=alpha)
     if x.dtype != average.dtype and x.device.type == "cuda":  # sums leave the tensor cores in float32
-        return average.lerp_(torch.bmm(x, x.mT, out_dtype=average.dtype), 1 - beta)
-    return average.lerp_(matmul(x, x.mT).to(average.dtype), 1 - beta)
+        return _add_(average, torch.bmm(x, x.mT, out_dtype=average.dtype), beta, alpha)
+    return _add_(average, matmul(x, x.mT), beta, alpha)
+
+
+def _add_(average: Tensor, gram: Tensor, beta: float, alpha: float) -> Tensor:
+    return average.mul_(beta).add_(gram, alpha=alpha)
 
 
 def _onednn(left: Tensor, right: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ from effml_optim.eigenbasis import (
 )
 from effml_optim.matrix_optimizer import MatrixOptimizer, check_choice, check_count, check_range, state_dtype
 from effml_optim.tensor_merging import Layout, merged_shape
+
+ROWS = 4096  # of a tall matrix without a left factor that are worked on at once: a vocabulary is larger than a cache
 
 __all__ = ["SOAP"]
 
@@ -176,18 +179,22 @@ class SOAP(MatrixOptimizer):
             return
         step, axes = bucket.advance(), bucket.layout.axes
         bases = {axis: bucket.stack(f"basis_{axis}") for axis in axes}
-        seen = gradient.to(bases[axes[0]].dtype) if axes else gradient  # what products are made of
-        update = self._direction(group, bucket, rotate(seen, bases).to(gradient.dtype), step)
-        update = unrotate(update, bases)
-        if group["normalize_grads"]:
-            dims = tuple(range(1, update.ndim))
-            root_mean_square = update.square().mean(dim=dims, keepdim=True).sqrt()
-            update = update / (1e-30 + root_mean_square) * _step_correction(group, step)
-        bucket.add_to_parameters(update, -group["lr"])
+        by_rows = axes == (1,) and not group["normalize_grads"] and not _is_factorized(group, bucket.layout)
+        for number, block in enumerate(bucket.row_blocks(ROWS) if by_rows else [...]):
+            part = gradient[:, block]
+            seen = part.to(bases[axes[0]].dtype) if axes else part  # what products are made of
+            update = self._direction(group, bucket, rotate(seen, bases).to(part.dtype), step, block)
+            update = unrotate(update, bases)
+            if group["normalize_grads"]:
+                dims = tuple(range(1, update.ndim))
+                root_mean_square = update.square().mean(dim=dims, keepdim=True).sqrt()
+                update = update / (1e-30 + root_mean_square) * _step_correction(group, step)
+            bucket.add_to_parameters(update, -group["lr"], block)
+            beta = _shampoo_beta(group)
+            for axis in axes:  # last: a gradient never chooses the basis it is seen in
+                update_factor_(bucket.stack(f"factor_{axis}"), seen, axis, 1.0 if number else beta, 1 - beta)
         if group["weight_decay"]:
             bucket.scale_parameters(1 - group["lr"] * group["weight_decay"])
-        for axis in axes:  # last: a gradient never chooses the basis it is seen in
-            update_factor_(bucket.stack(f"factor_{axis}"), seen, axis, _shampoo_beta(group))
         period = group["precondition_frequency"]
         if axes and (due := [row for row, m in enumerate(bucket.members) if (step + m.phase) % period == 0]):
             self._refresh(group, bucket, due, group["refresh_tolerance"])
@@ -211,15 +218,17 @@ class SOAP(MatrixOptimizer):
             bucket.create(f"basis_{axis}", first_basis(gradient, axis).to(_basis_dtype(group, factor.dtype)))
 
     @staticmethod
-    def _direction(group: dict[str, Any], bucket: Bucket, rotated: Tensor, step: int) -> Tensor:
-        """Update the moments from the rotated gradient (bucket, *layout.shape) and return Adam's direction there."""
+    def _direction(
+        group: dict[str, Any], bucket: Bucket, rotated: Tensor, step: int, block: slice | EllipsisType
+    ) -> Tensor:
+        """Update the moments of a block of rows from the rotated gradient; return Adam's direction there."""
         betas, corrected = group["betas"], group["correct_bias"]
         root_correction = (1 - betas[1] ** step) ** 0.5 if corrected else 1.0
         # Adam adds eps to the corrected root, where the reference adds it to the uncorrected one.
         eps = group["eps"] / (root_correction if group["eps_mode"] == "reference" else 1.0)
-        exp_avg = bucket.stack("exp_avg")
+        exp_avg = bucket.stack("exp_avg")[:, block]
         if not _is_factorized(group, bucket.layout):
-            moments = exp_avg, bucket.stack("exp_avg_sq")
+            moments = exp_avg, bucket.stack("exp_avg_sq")[:, block]
             return adam_direction_(*moments, rotated, betas, eps, step, correct_bias=corrected)
         square, rate = rotated.square(), 1 - betas[1]
         rows = bucket.stack("row_sq").lerp_(square.sum(dim=2), rate)
