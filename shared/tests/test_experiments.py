@@ -33,6 +33,9 @@ def test_the_interval_is_students():
     half = 3.182446305 * statistics.stdev([1, 2, 3, 4]) / 2  # t table: 3 degrees of freedom, 97.5%
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-9)
     assert interval([7.0]) == (7.0, -math.inf, math.inf)
+    mean, low, high = interval([1.0, math.inf])
+    assert math.isnan(mean)
+    assert (low, high) == (-math.inf, math.inf)
 
 
 def test_the_interval_covers_as_often_as_it_says():

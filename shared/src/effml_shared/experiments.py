@@ -117,9 +117,14 @@ def judge(claim: Claim, effects: Sequence[float | None]) -> Verdict:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean and its Student-t confidence interval; a single value has an infinite one."""
+    """Return the mean and its Student-t confidence interval; a single value has an infinite one.
+
+    Values that are not finite, as of a training that diverged, have no mean (NaN) and an infinite interval too.
+    """
     from scipy.stats import t
 
+    if not all(map(math.isfinite, values)):
+        return math.nan, -math.inf, math.inf
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, -math.inf, math.inf

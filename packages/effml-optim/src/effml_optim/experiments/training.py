@@ -190,8 +190,6 @@ def best_rates(tuning: Mapping[str, Mapping[float, float]]) -> dict[str, float]:
 
 def half_width(values: Sequence[float]) -> float | None:
     """Return half of the 95% interval of the mean, or None for a single value or where a training diverged."""
-    if not all(map(math.isfinite, values)):
-        return None
     mean, low, _ = interval(values)
     return mean - low if math.isfinite(low) else None
 
