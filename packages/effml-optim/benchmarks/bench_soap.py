@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 
 import torch
 from effml_optim import SOAP, Muon, __version__
-from effml_optim.products import matmul
+from effml_optim.matrix.products import matmul
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from effml_optim import SOAP, Muon, Shampoo
-from effml_optim.adamw import divide
+from effml_optim.matrix.adamw import divide
 from effml_shared.testing.optimizers import OptimizerKit
 from torch.nn import Parameter
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from effml_optim import SOAP, Muon
-from effml_optim.buckets import Bucket, checked_gradient
+from effml_optim.matrix.buckets import Bucket, checked_gradient
 from effml_shared.errors import ConfigError
 from torch.nn import Parameter
 

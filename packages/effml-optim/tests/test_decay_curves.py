@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from effml_optim.decay_curves import (
+from effml_optim.seesaw.decay_curves import (
     half_cosine,
     polygon,
     quarter_cosine,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from effml_optim.eigenbasis import (
+from effml_optim.matrix.eigenbasis import (
     eigenvectors,
     mode_product,
     refresh_basis,

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from effml_optim import products
-from effml_optim.products import average_gram_, matmul
+from effml_optim.matrix import products
+from effml_optim.matrix.products import average_gram_, matmul
 
 
 def normal(*shape, dtype=torch.float64):

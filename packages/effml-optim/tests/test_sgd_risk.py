@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from effml_optim.seesaw import SeesawPlan
+from effml_optim.seesaw.plan import SeesawPlan
 from effml_optim.sgd_risk import Problem, gradient_moments, predict_linear, risk_curve
 from effml_shared.errors import ConfigError
 from numpy.typing import NDArray

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from effml_optim import SOAP, Muon, Shampoo, split_params
-from effml_optim.sharding import Owners, Shards, shards_of
+from effml_optim.matrix.sharding import Owners, Shards, shards_of
 from effml_shared import distributed
 from effml_shared.checkpoint import Checkpoints
 from effml_shared.data import ByteTokenizer, Loader, PackedDataset

@@ -519,7 +519,7 @@ def test_the_lean_preset_takes_less_than_adamw_and_what_it_reports() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 3), (6, 4), (4, 6), (2, 3, 5)])
 def test_the_first_basis_does_not_depend_on_what_the_solver_makes_of_a_null_space(shape: tuple[int, ...]) -> None:
-    from effml_optim import eigenbasis
+    from effml_optim.matrix import eigenbasis
 
     gradient = gaussian(1, *shape)[None]
     gradient[:, 0] = 0  # less than full rank on every axis

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from effml_optim.tensor_merging import Layout, merged_shape
+from effml_optim.matrix.tensor_merging import Layout, merged_shape
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,9 +5,7 @@ from importlib.metadata import version
 from effml_optim.muon import Muon
 from effml_optim.noise_scale import NoiseScaleMonitor
 from effml_optim.param_groups import parameter_roles, split_params
-from effml_optim.seesaw import SeesawPlan
-from effml_optim.seesaw_huggingface import SeesawTrainerMixin
-from effml_optim.seesaw_training import SeesawBatchSampler, SeesawScheduler
+from effml_optim.seesaw import SeesawBatchSampler, SeesawPlan, SeesawScheduler, SeesawTrainerMixin
 from effml_optim.sgd_risk import predict_linear
 from effml_optim.shampoo import Shampoo
 from effml_optim.soap import SOAP

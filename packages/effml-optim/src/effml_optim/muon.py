@@ -23,9 +23,10 @@ from effml_shared.errors import ConfigError
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.buckets import Bucket
-from effml_optim.matrix_optimizer import MatrixOptimizer, check_choice, check_count, check_range
-from effml_optim.tensor_merging import Layout
+from effml_optim.checks import check_choice, check_count, check_range
+from effml_optim.matrix.buckets import Bucket
+from effml_optim.matrix.optimizer import MatrixOptimizer
+from effml_optim.matrix.tensor_merging import Layout
 
 __all__ = ["Muon", "newton_schulz"]
 

@@ -37,7 +37,7 @@ from effml_shared.errors import ConfigError
 from effml_shared.loop import Hook, Loop
 from torch import Tensor
 
-from effml_optim.matrix_optimizer import check_count, check_range
+from effml_optim.checks import check_count, check_range
 
 __all__ = ["NoiseScaleMonitor"]
 

@@ -34,7 +34,7 @@ from effml_shared.schedules import Plan
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from effml_optim.seesaw import SeesawPlan
+    from effml_optim.seesaw.plan import SeesawPlan
 
 __all__ = ["GradientMoments", "Problem", "RiskCurve", "gradient_moments", "predict_linear", "risk_curve"]
 

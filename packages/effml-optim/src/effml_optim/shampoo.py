@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.adamw import adam_direction_
-from effml_optim.buckets import Bucket
-from effml_optim.eigenbasis import mode_product, symmetric_eigh, update_factor_
-from effml_optim.matrix_optimizer import MatrixOptimizer, check_choice, check_count, check_range
-from effml_optim.tensor_merging import Layout, merged_shape
+from effml_optim.checks import check_choice, check_count, check_range
+from effml_optim.matrix.adamw import adam_direction_
+from effml_optim.matrix.buckets import Bucket
+from effml_optim.matrix.eigenbasis import mode_product, symmetric_eigh, update_factor_
+from effml_optim.matrix.optimizer import MatrixOptimizer
+from effml_optim.matrix.tensor_merging import Layout, merged_shape
 
 __all__ = ["Shampoo", "inverse_root", "shape_blocks"]
 

@@ -29,9 +29,10 @@ from effml_shared.errors import ConfigError
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.adamw import adam_direction_, divide
-from effml_optim.buckets import Bucket
-from effml_optim.eigenbasis import (
+from effml_optim.checks import check_choice, check_count, check_range
+from effml_optim.matrix.adamw import adam_direction_, divide
+from effml_optim.matrix.buckets import Bucket
+from effml_optim.matrix.eigenbasis import (
     first_basis,
     refresh_basis,
     rotate,
@@ -41,8 +42,8 @@ from effml_optim.eigenbasis import (
     unrotate,
     update_factor_,
 )
-from effml_optim.matrix_optimizer import MatrixOptimizer, check_choice, check_count, check_range, state_dtype
-from effml_optim.tensor_merging import Layout, merged_shape
+from effml_optim.matrix.optimizer import MatrixOptimizer, state_dtype
+from effml_optim.matrix.tensor_merging import Layout, merged_shape
 
 ROWS = 4096  # of a tall matrix without a left factor that are worked on at once: a vocabulary is larger than a cache
 

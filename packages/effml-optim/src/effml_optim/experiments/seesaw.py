@@ -33,9 +33,9 @@ from effml_shared.experiments import Claim, Experiment, interval
 from effml_shared.runs import Run
 from effml_shared.transformer import TransformerConfig
 
+from effml_optim.checks import check_count
 from effml_optim.experiments.training import TrainingBench, TrainingConfig, best_rates, half_width, numbers
-from effml_optim.matrix_optimizer import check_count
-from effml_optim.seesaw import SeesawPlan
+from effml_optim.seesaw.plan import SeesawPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,8 +27,8 @@ from effml_shared.schedules import cosine
 from effml_shared.transformer import TransformerConfig
 from torch import nn
 
+from effml_optim.checks import check_count
 from effml_optim.experiments.training import TrainingBench, TrainingConfig, best_rates, half_width, numbers
-from effml_optim.matrix_optimizer import check_count
 from effml_optim.param_groups import split_params
 from effml_optim.shampoo import Shampoo
 from effml_optim.soap import SOAP

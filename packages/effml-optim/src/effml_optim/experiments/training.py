@@ -24,7 +24,7 @@ from effml_shared.steps import GradientStep, faster_precision, language_model_lo
 from effml_shared.transformer import Transformer, TransformerConfig
 from torch import nn
 
-from effml_optim.matrix_optimizer import check_choice, check_count, check_range
+from effml_optim.checks import check_choice, check_count, check_range
 from effml_optim.noise_scale import NoiseScaleMonitor
 
 __all__ = ["TrainingBench", "TrainingConfig", "best_rates", "half_width", "numbers"]

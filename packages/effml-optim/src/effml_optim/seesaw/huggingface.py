@@ -18,7 +18,7 @@ from effml_shared.errors import CheckpointError, ConfigError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from effml_optim.seesaw_training import SeesawBatchSampler, SeesawScheduler, split
+from effml_optim.seesaw.training import SeesawBatchSampler, SeesawScheduler, split
 
 __all__ = ["SeesawTrainerMixin"]
 

@@ -45,8 +45,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from effml_optim.matrix_optimizer import check_count
-from effml_optim.seesaw import SeesawPlan
+from effml_optim.checks import check_count
+from effml_optim.seesaw.plan import SeesawPlan
 
 __all__ = ["SeesawBatchSampler", "SeesawScheduler", "split"]
 

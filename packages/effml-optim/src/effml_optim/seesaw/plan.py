@@ -33,7 +33,8 @@ from effml_shared.errors import ConfigError
 from effml_shared.schedules import Clock, Plan
 from torch.optim.lr_scheduler import LRScheduler
 
-from effml_optim.decay_curves import (
+from effml_optim.checks import check_choice, check_count
+from effml_optim.seesaw.decay_curves import (
     half_cosine,
     polygon,
     quarter_cosine,
@@ -41,7 +42,6 @@ from effml_optim.decay_curves import (
     stable_then_line,
     staircase,
 )
-from effml_optim.matrix_optimizer import check_choice, check_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

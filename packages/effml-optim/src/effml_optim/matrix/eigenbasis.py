@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from effml_optim.products import average_gram_, matmul
+from effml_optim.matrix.products import average_gram_, matmul
 
 __all__ = [
     "eigenvectors",

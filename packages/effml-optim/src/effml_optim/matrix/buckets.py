@@ -20,8 +20,8 @@ from effml_shared import distributed
 from effml_shared.errors import ConfigError, NonFiniteError
 from torch import Tensor
 
-from effml_optim.sharding import Owned, local_tensor
-from effml_optim.tensor_merging import Layout
+from effml_optim.matrix.sharding import Owned, local_tensor
+from effml_optim.matrix.tensor_merging import Layout
 
 __all__ = ["Bucket", "Member", "checked_gradient"]
 

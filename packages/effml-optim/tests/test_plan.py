@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from effml_optim.decay_curves import half_cosine, quarter_cosine, stable_then_line, staircase
-from effml_optim.seesaw import SeesawPlan
+from effml_optim.seesaw.decay_curves import half_cosine, quarter_cosine, stable_then_line, staircase
+from effml_optim.seesaw.plan import SeesawPlan
 from effml_shared.checkpoint import Checkpoints
 from effml_shared.errors import ConfigError
 from effml_shared.loop import Budget, Hook, Loop

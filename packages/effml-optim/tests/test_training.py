@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from effml_optim.seesaw import SeesawPlan
-from effml_optim.seesaw_training import SeesawBatchSampler, SeesawScheduler, split
+from effml_optim.seesaw.plan import SeesawPlan
+from effml_optim.seesaw.training import SeesawBatchSampler, SeesawScheduler, split
 from effml_shared.data.loader import Loader
 from effml_shared.errors import CheckpointError, ConfigError, DataError
 from hypothesis import given, settings

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from effml_optim.buckets import Bucket
-from effml_optim.sharding import local_tensor
+from effml_optim.matrix.buckets import Bucket
+from effml_optim.matrix.sharding import local_tensor
 
 __all__ = ["adam_direction_", "adamw_update", "divide"]
 

@@ -14,7 +14,7 @@ updates. `state_dict` refers to live state, as in torch: copy it to keep a snaps
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -24,9 +24,10 @@ from effml_shared.errors import CheckpointError, ConfigError, NonFiniteError
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.adamw import adamw_update
-from effml_optim.buckets import Bucket, Member, checked_gradient
-from effml_optim.sharding import (
+from effml_optim.checks import check_choice, check_range
+from effml_optim.matrix.adamw import adamw_update
+from effml_optim.matrix.buckets import Bucket, Member, checked_gradient
+from effml_optim.matrix.sharding import (
     Owned,
     Owners,
     Shards,
@@ -38,11 +39,11 @@ from effml_optim.sharding import (
     show_state,
     whole,
 )
-from effml_optim.tensor_merging import Layout
+from effml_optim.matrix.tensor_merging import Layout
 
 ALONE = 1 << 14  # elements above which batching on a CPU costs a copy of the gradient and wins nothing
 
-__all__ = ["MatrixOptimizer", "check_choice", "check_count", "check_range", "state_dtype"]
+__all__ = ["MatrixOptimizer", "state_dtype"]
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -287,28 +288,3 @@ def _cost(layout: Layout) -> float:
 def state_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:
     """Return the dtype of a parameter's state and arithmetic: its own, but at least `precond_dtype` or float32."""
     return torch.promote_types(param.dtype, getattr(torch, group.get("precond_dtype", "float32")))
-
-
-def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise a `ConfigError` naming the argument unless low <= value < high.
-
-    >>> check_range("eps", -1.0, 0.0)
-    Traceback (most recent call last):
-    ...
-    effml_shared.errors.ConfigError: eps: got -1.0, expected a number in [0.0, inf)
-    """
-    if not low <= value < high:
-        raise ConfigError(f"{name}: got {value}, expected a number in [{low}, {high})")
-
-
-def check_count(name: str, value: Any, low: int) -> None:
-    """Raise a `ConfigError` naming the argument unless `value` is an integer of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {low}")
-
-
-def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise a `ConfigError` naming the argument unless `value` is one of `choices`."""
-    choices = list(choices)
-    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")

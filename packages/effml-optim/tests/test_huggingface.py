@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from effml_optim.seesaw import SeesawPlan
-from effml_optim.seesaw_huggingface import SeesawTrainerMixin
-from effml_optim.seesaw_training import SeesawBatchSampler, SeesawScheduler
+from effml_optim.seesaw.huggingface import SeesawTrainerMixin
+from effml_optim.seesaw.plan import SeesawPlan
+from effml_optim.seesaw.training import SeesawBatchSampler, SeesawScheduler
 from effml_shared.errors import CheckpointError, ConfigError
 from torch import nn
 from torch.utils.data import DataLoader
