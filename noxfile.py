@@ -130,11 +130,11 @@ def wheels(session: nox.Session, package: str) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Benchmarks of one package (`nox -s bench -- optim`): one JSON line per case."""
-    session.install(*editable(*PACKAGES))
+    """Benchmarks of one package against its peers (`nox -s bench -- optim`): one JSON line per case, and a table."""
+    session.install(*groups("bench"), *editable(*PACKAGES))
     for name in session.posargs or ["optim"]:
         for script in sorted((ROOT / PACKAGES[name] / "benchmarks").glob("bench_*.py")):
-            session.run("python", str(script))
+            session.run("python", str(script), "--table")
 
 
 @nox.session(default=False)

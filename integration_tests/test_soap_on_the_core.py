@@ -49,8 +49,7 @@ def test_the_experiment_on_two_processes_measures_what_one_measures(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in "12")
     for name, result in one["trials"].items():
-        # One gradient leaves the eigenbasis of a rectangular factor's null space, and of eigenvalues below rounding,
-        # undetermined: the last bit of a sum over ranks decides it, and Adam in another basis takes another step.
-        tolerance = 1e-6 if name.startswith("AdamW") else 0.05
+        # An inverse root of a nearly singular factor multiplies the rounding of a sum over ranks.
+        tolerance = 1e-2 if name.startswith("Shampoo") else 1e-5
         assert two["trials"][name]["loss"] == pytest.approx(result["loss"], abs=tolerance)
         assert two["trials"][name]["steps"] == result["steps"]
