@@ -15,7 +15,7 @@ def test_ranges_are_half_open_and_refuse_nan(value):
 @pytest.mark.parametrize("value", [0, 2.0, True, "3", None])
 def test_counts_are_integers(value):
     check_count("steps", 1, 1)
-    with pytest.raises(ConfigError, match="steps: got .*, expected an integer of at least 1"):
+    with pytest.raises(ConfigError, match=r"steps: got .*, expected an integer of at least 1"):
         check_count("steps", value, 1)
 
 
@@ -23,5 +23,5 @@ def test_counts_are_integers(value):
 def test_choices_do_not_take_one_for_true(value):
     for good in (True, False, "fan_in"):
         check_choice("merge", good, (True, False, "fan_in"))
-    with pytest.raises(ConfigError, match="merge: got .*, expected one of True, False, 'fan_in'"):
+    with pytest.raises(ConfigError, match=r"merge: got .*, expected one of True, False, 'fan_in'"):
         check_choice("merge", value, (True, False, "fan_in"))
