@@ -24,7 +24,7 @@ from torch.nn import Parameter
 SHAPES = [(5, 4), (1, 3), (7, 7), (9, 2), (2, 8), (3, 3, 2), (4,), (2, 5)]
 OPTIMIZERS = {
     "SOAP": lambda groups: SOAP(groups, lr=0.1, weight_decay=0.1, precondition_frequency=2),
-    "lean": lambda groups: SOAP.lean(groups, lr=0.1, precondition_frequency=2, product_dtype=None, stagger=True),
+    "lean": lambda groups: SOAP.lean(groups, lr=0.1, precondition_frequency=2, stagger=True),
     "Shampoo": lambda groups: Shampoo(groups, lr=0.1, weight_decay=0.1, precondition_frequency=2),
     "Muon": lambda groups: Muon(groups, lr=0.1, weight_decay=0.1),
 }
