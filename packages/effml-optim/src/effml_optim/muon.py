@@ -74,7 +74,7 @@ class Muon(MatrixOptimizer):
         betas: decay of the moments in AdamW groups.
         eps: eps of AdamW groups.
         maximize: climb instead of descend.
-        foreach: False updates parameters one by one; otherwise those of one shape are batched.
+        foreach: False updates parameters one by one; else those of one shape are batched, on a CPU only small ones.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class Shampoo(MatrixOptimizer):
         grafting: give every block the Frobenius norm of its `"adam"` or `"sgd"` direction; `"none"` keeps its own.
         correct_bias: bias correction of averages, as Adam's.
         maximize: climb instead of descend.
-        foreach: False updates parameters one by one; otherwise those of one shape are batched.
+        foreach: False updates parameters one by one; else those of one shape are batched, on a CPU only small ones.
         precond_dtype: float32 or float64, the least precision of all state and arithmetic.
     """
 

@@ -11,8 +11,9 @@ size d and 4 mn(m + n) to carry the momentum over. Momentum is rotated when the 
 
 Source: Vyas et al., arXiv 2409.11321, algorithms 3 and 4, and their public code for what the paper leaves open: the
 first call only sets up the basis, eps is added to the root before bias correction, weight decay follows the update.
-Different from that code: the closure runs with gradients enabled, options are read from the group at every step, and
-columns of a basis keep their places in a refresh, so that second moments need no sorting (same trajectory).
+Different from that code: the closure runs with gradients enabled, options are read from the group at every step,
+columns of a basis keep their places in a refresh, so that second moments need no sorting (same trajectory), and what
+one gradient leaves open of the first basis is filled in alike everywhere (`eigenbasis.first_basis`).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class SOAP(MatrixOptimizer):
         product_dtype: bfloat16 stores bases in bfloat16 and multiplies by them, and sums factors from products, in
             that precision; a refresh is in `precond_dtype` all the same. None: no such economy.
         maximize: climb instead of descend.
-        foreach: False updates parameters one by one; otherwise those of one shape are batched.
+        foreach: False updates parameters one by one; else those of one shape are batched, on a CPU only small ones.
         capturable: not supported, since refreshes are scheduled on the host.
         eps_mode: `"reference"` adds eps to the uncorrected root; `"torch"` to the corrected one, as torch's Adam does.
     """
