@@ -133,22 +133,19 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if not sharded:
             return {}
         self._owners.assign((param, shards, _cost(layout)) for _, param, shards, layout, _ in sharded)
-        items, gradients, dtypes = [], [], []
+        items, gradients = [], []
         for group, param, shards, _, name in sharded:
             if (gradient := checked_gradient(param, name)) is not None:
-                items.append(Owned(param, shards, self._owners.of(param)))
+                items.append(Owned(param, shards, self._owners.of(param), state_dtype(group, param)))
                 gradients.append(gradient)
-                dtypes.append(state_dtype(group, param))
-        collect(items, gradients, dtypes)
+        collect(items, gradients)
         return {item.param: item for item in items}
 
     def _deliver_changes(self, owned: dict[Tensor, Owned], failure: NonFiniteError | None) -> None:
         for item in owned.values():
             if item.change is not None and failure is None:
                 item.step = int(self.state[item.param]["step"])
-        groups = [(group, param) for group in self.param_groups for param in group["params"] if param in owned]
-        dtypes = [state_dtype(group, param) for group, param in groups]
-        fine = deliver([owned[param] for _, param in groups], dtypes, failed=failure is not None)
+        fine = deliver(list(owned.values()), failed=failure is not None)
         if failure is not None:
             raise failure
         if not fine:

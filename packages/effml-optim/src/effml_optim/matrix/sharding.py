@@ -100,12 +100,13 @@ def shards_of(param: Tensor, name: str = "parameter") -> Shards | None:
 class Owned:
     """One sharded parameter in one step, on every rank; `gradient` and `change` are whole, on the owner alone.
 
-    The update in the making is `parameter * kept + change`; `step` is the parameter's count after it.
+    The update in the making is `parameter * kept + change`, the change in `dtype`; `step` counts it already.
     """
 
     param: Tensor
     shards: Shards
     owner: int
+    dtype: torch.dtype
     gradient: Tensor | None = None
     change: Tensor | None = None
     kept: float = 1.0
@@ -133,40 +134,37 @@ class Owners:
         return self._owner[param]
 
 
-def collect(items: Sequence[Owned], gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> None:
-    """Bring each item's gradient, given as this rank's shard, to its owner, and make it a `change` of zeros there.
-
-    `dtypes` are those of the changes.
-    """
-    entries = list(zip(items, gradients, dtypes, strict=True))
-    for (_, shards), some in _groups(entries, lambda entry: (entry[1].dtype, entry[0].shards)):
+def collect(items: Sequence[Owned], gradients: Sequence[Tensor]) -> None:
+    """Bring each item's gradient, given as this rank's shard, to its owner, and make it a `change` of zeros there."""
+    for (_, shards), some in _groups(
+        list(zip(items, gradients, strict=True)), lambda entry: (entry[1].dtype, entry[0].shards)
+    ):
         ranks, me = range(shards.world_size), shards.rank
-        send = [[local for item, local, _ in some if item.owner == rank] for rank in ranks]
-        mine = [(item, dtype) for item, _, dtype in some if item.owner == me]
-        shapes = [[item.shards.shape(item.param.shape, rank) for item, _ in mine] for rank in ranks]
+        send = [[local for item, local in some if item.owner == rank] for rank in ranks]
+        mine = [item for item, _ in some if item.owner == me]
+        shapes = [[item.shards.shape(item.param.shape, rank) for item in mine] for rank in ranks]
         pieces = _exchange(shards.group, send, shapes, some[0][1])
-        for number, (item, dtype) in enumerate(mine):
+        for number, item in enumerate(mine):
             item.gradient = torch.cat([pieces[rank][number] for rank in ranks], dim=item.shards.dim)
-            item.change = torch.zeros_like(item.gradient, dtype=dtype)
+            item.change = torch.zeros_like(item.gradient, dtype=item.dtype)
 
 
-def deliver(items: Sequence[Owned], dtypes: Sequence[torch.dtype], *, failed: bool) -> bool:
+def deliver(items: Sequence[Owned], *, failed: bool) -> bool:
     """Apply each item's change where its shards live; if `failed` on any rank, apply nothing and return False.
 
     On every rank `kept` and `step` become those of the owner.
     """
     fine = True
-    entries = list(zip(items, dtypes, strict=True))
-    for (_, shards), some in _groups(entries, lambda entry: (entry[1], entry[0].shards)):
-        numbers = [(i.kept, float(i.step)) if i.owner == shards.rank else (0.0, 0.0) for i, _ in some]
-        told = torch.tensor([(float(failed), 0.0), *numbers], dtype=torch.float64).to(some[0][0].param.device)
+    for (dtype, shards), some in _groups(items, lambda item: (item.dtype, item.shards)):
+        numbers = [(item.kept, float(item.step)) if item.owner == shards.rank else (0.0, 0.0) for item in some]
+        told = torch.tensor([(float(failed), 0.0), *numbers], dtype=torch.float64).to(some[0].param.device)
         dist.all_reduce(told, group=shards.group)
         (failures, _), *numbers = told.tolist()
         fine &= failures == 0
         if failures:
             continue
-        changes = spread([(item.change, item.shards, item.owner, item.param.shape) for item, _ in some], some[0][1])
-        for (item, _), change, (kept, step) in zip(some, changes, numbers, strict=True):
+        changes = spread([(item.change, item.shards, item.owner, item.param.shape) for item in some], dtype)
+        for item, change, (kept, step) in zip(some, changes, numbers, strict=True):
             item.kept, item.step = kept, int(step)
             local = local_tensor(item.param)
             if item.kept != 1.0:
