@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from effml_optim import SOAP, Shampoo
-from effml_optim.checks import check_choice, check_count, check_range
 from effml_optim.matrix.optimizer import state_dtype
+from effml_shared.checks import check_choice, check_count, check_range
 from effml_shared.errors import ConfigError
 from torch import Tensor
 from torch.nn import Parameter

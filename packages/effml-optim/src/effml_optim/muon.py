@@ -19,11 +19,11 @@ import math
 from typing import Any
 
 import torch
+from effml_shared.checks import check_choice, check_count, check_range
 from effml_shared.errors import ConfigError
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.checks import check_choice, check_count, check_range
 from effml_optim.matrix.buckets import Bucket
 from effml_optim.matrix.optimizer import MatrixOptimizer
 from effml_optim.matrix.tensor_merging import Layout

@@ -33,11 +33,10 @@ from typing import Any, cast
 
 import torch
 from effml_shared import distributed
+from effml_shared.checks import check_count, check_range
 from effml_shared.errors import ConfigError
 from effml_shared.loop import Hook, Loop
 from torch import Tensor
-
-from effml_optim.checks import check_count, check_range
 
 __all__ = ["NoiseScaleMonitor"]
 

@@ -25,10 +25,10 @@ from itertools import product
 from typing import Any
 
 import torch
+from effml_shared.checks import check_choice, check_count, check_range
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.checks import check_choice, check_count, check_range
 from effml_optim.matrix.adamw import adam_direction_
 from effml_optim.matrix.buckets import Bucket
 from effml_optim.matrix.eigenbasis import mode_product, symmetric_eigh, update_factor_

@@ -26,11 +26,11 @@ from types import EllipsisType
 from typing import Any
 
 import torch
+from effml_shared.checks import check_choice, check_count, check_range
 from effml_shared.errors import ConfigError
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.checks import check_choice, check_count, check_range
 from effml_optim.matrix.adamw import adam_direction_, divide
 from effml_optim.matrix.buckets import Bucket
 from effml_optim.matrix.eigenbasis import (

@@ -1,10 +1,11 @@
-"""effml-quant: microscaling formats, training in low precision and its instabilities, LOTION.
-
-No method has landed yet.
-"""
+"""effml-quant: microscaling formats, training in low precision and its instabilities, LOTION."""
 
 from importlib.metadata import version
 
-__all__ = ["__version__"]
+from effml_quant.casting import fake_quantize
+from effml_quant.formats import Format, formats
+from effml_quant.quantizer import Quantizer
+
+__all__ = ["Format", "Quantizer", "__version__", "fake_quantize", "formats"]
 
 __version__ = version("effml-quant")

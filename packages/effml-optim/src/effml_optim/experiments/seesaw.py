@@ -27,14 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from effml_shared.checks import check_count
 from effml_shared.data import DataConfig
 from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, Experiment, interval
 from effml_shared.runs import Run
+from effml_shared.trainings import TrainingBench, TrainingConfig, best_rates, half_width, numbers
 from effml_shared.transformer import TransformerConfig
+from torch import nn
 
-from effml_optim.checks import check_count
-from effml_optim.experiments.training import TrainingBench, TrainingConfig, best_rates, half_width, numbers
+from effml_optim.noise_scale import NoiseScaleMonitor
 from effml_optim.seesaw.plan import SeesawPlan
 
 if TYPE_CHECKING:
@@ -149,6 +151,14 @@ def run(config: SeesawConfig, run: Run) -> dict[str, Any]:
 
     def train(schedule: str, batch_size: int, lr: float, seed: int) -> dict[str, Any]:
         plan = config.plan(batch_size, ramps[schedule])
+        monitors: list[NoiseScaleMonitor] = []  # with the cosine, whose batch stays
+
+        def watch(model: nn.Module) -> list[NoiseScaleMonitor]:
+            if schedule == "cosine":
+                decay = 1 - 1 / -(-plan.base_steps // 10)
+                monitors.append(NoiseScaleMonitor(model.parameters(), bench.rows, decay=decay))
+            return monitors
+
         return bench.train(
             name(schedule, batch_size, lr, seed),
             lambda model: torch.optim.AdamW(
@@ -157,7 +167,8 @@ def run(config: SeesawConfig, run: Run) -> dict[str, Any]:
             plan,
             samples=config.samples,
             seed=seed,
-            noise_window=-(-plan.base_steps // 10) if schedule == "cosine" else None,
+            hooks=watch,
+            measure=lambda model, evaluate: {"noise_scale": monitors[0].b_simple} if monitors else {},
         )
 
     tuning = {

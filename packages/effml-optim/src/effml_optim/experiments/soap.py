@@ -19,16 +19,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from effml_shared.checks import check_count
 from effml_shared.data import DataConfig
 from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, Experiment, interval
 from effml_shared.runs import Run
 from effml_shared.schedules import cosine
+from effml_shared.trainings import TrainingBench, TrainingConfig, best_rates, half_width, numbers
 from effml_shared.transformer import TransformerConfig
 from torch import nn
 
-from effml_optim.checks import check_count
-from effml_optim.experiments.training import TrainingBench, TrainingConfig, best_rates, half_width, numbers
 from effml_optim.param_groups import split_params
 from effml_optim.shampoo import Shampoo
 from effml_optim.soap import SOAP

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from effml_shared import distributed
+from effml_shared.checks import check_choice, check_range
 from effml_shared.errors import CheckpointError, ConfigError, NonFiniteError
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from effml_optim.checks import check_choice, check_range
 from effml_optim.matrix.adamw import adamw_update
 from effml_optim.matrix.buckets import Bucket, Member, checked_gradient
 from effml_optim.matrix.sharding import (

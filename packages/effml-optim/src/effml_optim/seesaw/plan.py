@@ -29,11 +29,11 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from effml_shared.checks import check_choice, check_count
 from effml_shared.errors import ConfigError
 from effml_shared.schedules import Clock, Plan
 from torch.optim.lr_scheduler import LRScheduler
 
-from effml_optim.checks import check_choice, check_count
 from effml_optim.seesaw.decay_curves import (
     half_cosine,
     polygon,

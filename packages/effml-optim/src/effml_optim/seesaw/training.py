@@ -39,13 +39,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from effml_shared.checks import check_count
 from effml_shared.data.loader import Loader
 from effml_shared.errors import CheckpointError, ConfigError, DataError
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from effml_optim.checks import check_count
 from effml_optim.seesaw.plan import SeesawPlan
 
 __all__ = ["SeesawBatchSampler", "SeesawScheduler", "split"]

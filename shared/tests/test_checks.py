@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from effml_optim.checks import check_choice, check_count, check_range
+from effml_shared.checks import check_choice, check_count, check_range
 from effml_shared.errors import ConfigError
 
 

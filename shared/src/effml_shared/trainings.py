@@ -13,19 +13,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
+
 from effml_shared import distributed, seeding
+from effml_shared.checks import check_choice, check_count, check_range
 from effml_shared.data import Batch, DataConfig, Loader, PackedDataset, StreamingLoader, open_data
 from effml_shared.errors import ConfigError, NonFiniteError
 from effml_shared.experiments import interval
-from effml_shared.loop import Budget, Loop
+from effml_shared.loop import Budget, Hook, Loop
 from effml_shared.runs import Run, Trial
 from effml_shared.schedules import Schedule
 from effml_shared.steps import GradientStep, faster_precision, language_model_loss
 from effml_shared.transformer import Transformer, TransformerConfig
-from torch import nn
-
-from effml_optim.checks import check_choice, check_count, check_range
-from effml_optim.noise_scale import NoiseScaleMonitor
 
 __all__ = ["TrainingBench", "TrainingConfig", "best_rates", "half_width", "numbers"]
 
@@ -88,11 +87,12 @@ class TrainingBench:
         return Transformer(self.model_config, seed=seeding.derive_seed(seed, "model")).to(self.device)
 
     @property
-    def _rows(self) -> int:
+    def rows(self) -> int:
+        """Sequences per forward pass."""
         return self.config.micro_batch or self.config.batch_size
 
     def _measure(self) -> str:
-        rows = torch.arange(min(self._rows, len(self.held_out)))
+        rows = torch.arange(min(self.rows, len(self.held_out)))
         return faster_precision(self._model(0), _loss, self.held_out.batch(rows.numpy()))
 
     def train(
@@ -103,7 +103,8 @@ class TrainingBench:
         *,
         samples: int,
         seed: int,
-        noise_window: int | None = None,
+        hooks: Callable[[nn.Module], Sequence[Hook]] = lambda model: (),
+        measure: Callable[[nn.Module, Callable[[], float]], Mapping[str, Any]] = lambda model, evaluate: {},
     ) -> dict[str, Any]:
         """Train once, unless the run has done so already; returns `loss` (held out, at the end), `steps`, `seconds`.
 
@@ -115,17 +116,17 @@ class TrainingBench:
             schedule: the plan of each step.
             samples: sequences in all.
             seed: of the model, the order of the data and everything random.
-            noise_window: record the gradient's noise scale, averaged over about so many steps, and return the last
-                `noise_scale` (None if infinite); None: do not measure it.
+            hooks: makes more of them for the model; they come before the trial's own, so what they put into the metrics
+                is recorded.
+            measure: called with the trained model and a function that evaluates it; returns more results, plain JSON.
+                Not called after a divergence.
         """
 
         config = self.config
 
         def body(trial: Trial) -> dict[str, Any]:
             model = distributed.parallelize(self._model(seed), "ddp")
-            monitors = (
-                [NoiseScaleMonitor(model.parameters(), self._rows, decay=1 - 1 / noise_window)] if noise_window else []
-            )
+            more: Mapping[str, Any] = {}
             step = GradientStep(
                 model,
                 optimizer(model),
@@ -140,13 +141,14 @@ class TrainingBench:
                 self._data(seed),
                 schedule,
                 budget=Budget(samples=samples),
-                hooks=[*monitors, *trial.hooks],
+                hooks=[*hooks(model), *trial.hooks],
                 evaluate=lambda: step.evaluate(self._held_out_batches()),
                 checkpoints=trial.checkpoints,
                 seed=seed,
             )
             try:
                 clock, loss = loop.run(), loop.evaluation["loss"]
+                more = measure(model, lambda: step.evaluate(self._held_out_batches())["loss"])
             except NonFiniteError:
                 clock, loss = loop.clock, math.inf
             return {
@@ -155,7 +157,7 @@ class TrainingBench:
                 "steps": max(clock.step, 1),
                 "seconds": clock.seconds,
                 "samples": clock.samples,
-                **({"noise_scale": monitors[0].b_simple} if monitors else {}),
+                **more,
             }
 
         result = self.run.trial(name, body)
@@ -164,7 +166,7 @@ class TrainingBench:
     def _held_out_batches(self) -> Iterator[Batch]:
         indices = torch.arange(min(self.config.eval_sequences, len(self.held_out)))
         mine = indices[distributed.rank() :: distributed.world_size()]
-        for rows in mine.split(self._rows):
+        for rows in mine.split(self.rows):
             yield self.held_out.batch(rows.numpy())
 
 
