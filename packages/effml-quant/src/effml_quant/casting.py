@@ -77,7 +77,12 @@ def draw_seed(q: Quantizer, generator: torch.Generator | None, device: torch.dev
 
 
 def to_grid(
-    x: Tensor, q: Quantizer, *, seed: Tensor | None = None, global_scale: Tensor | None = None, noise: Tensor | None = None
+    x: Tensor,
+    q: Quantizer,
+    *,
+    seed: Tensor | None = None,
+    global_scale: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Grid:
     """Scale and round. `seed` or `noise` (like x, in [0, 1)) is needed for stochastic rounding."""
     blocks = Blocks.cut(tuple(x.shape), q.axis, q.block)
@@ -143,9 +148,7 @@ def plain_cast(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale
     return grid.blocks.join(value).to(x.dtype)
 
 
-def quantize_blocks(
-    x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale: Tensor | None = None
-) -> Codes:
+def quantize_blocks(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale: Tensor | None = None) -> Codes:
     """Return codes and scales of a tensor.
 
     Raises:
