@@ -24,7 +24,7 @@ class Seen(Hook):
 def bench(tmp_path):
     config = TrainingConfig(
         model=TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_ff=32),
-        data=DataConfig(seq_len=16, max_bytes=200_000),
+        data=DataConfig(seq_len=16, max_bytes=2_000_000),
         batch_size=4,
         steps=3,
         eval_sequences=8,
