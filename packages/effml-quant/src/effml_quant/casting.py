@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from effml_quant import kernels
 from effml_quant.blocks import Blocks
 from effml_quant.formats import Format
 from effml_quant.quantizer import Quantizer
@@ -45,10 +46,11 @@ class Grid(NamedTuple):
 
 
 def check_input(x: Any, q: Quantizer) -> None:
-    """Raise a `ConfigError` unless x is a dense floating tensor; NonFiniteError if q says so."""
+    """Raise a `ConfigError` unless x is a dense floating tensor that q can cut; NonFiniteError if q says so."""
     if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout != torch.strided:
         got = f"{x.dtype} ({x.layout})" if isinstance(x, Tensor) else type(x).__name__
         raise ConfigError(f"x: got {got}, expected a dense float16, bfloat16, float32 or float64 tensor")
+    Blocks.cut(tuple(x.shape), q.axis, q.block)
     if q.nonfinite == "raise" and not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).sum())
         raise NonFiniteError(f"x: got {bad} of {x.numel()} values NaN or infinite; nonfinite='nan_block' lets them by")
@@ -60,6 +62,8 @@ def check_global_scale(global_scale: Any, q: Quantizer, device: torch.device) ->
         return None
     if q.scale_kind != "e4m3":
         raise ConfigError(f"global_scale: got one for {q.format.name}, expected None: only nvfp4 has it")
+    if not isinstance(global_scale, Tensor | float | int):
+        raise ConfigError(f"global_scale: got {global_scale!r}, expected a number or a tensor of one")
     value = torch.as_tensor(global_scale, dtype=torch.float32, device=device)
     if value.numel() != 1 or not (torch.compiler.is_compiling() or 0 < float(value) < float("inf")):
         raise ConfigError(f"global_scale: got {global_scale}, expected one positive finite number")
@@ -156,6 +160,8 @@ def quantize_blocks(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_
     """
     if q.scale_kind == "none":
         raise ConfigError(f"format: got {q.format.name}, expected one with a scale; use x.to(torch.bfloat16)")
+    if q.format.elem_bits > 8:
+        raise ConfigError(f"format: got {q.format.name} of {q.format.elem_bits} bits, expected codes of at most 8")
     grid = to_grid(x, q, seed=seed, global_scale=global_scale)
     blocks, scale = grid.blocks, grid.scale
     zero_points = None
@@ -173,7 +179,7 @@ def quantize_blocks(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_
 
 def dequantize_blocks(codes: Codes, q: Quantizer, dtype: torch.dtype) -> Tensor:
     """Return the tensor that codes and scales mean, saturated to the range of dtype."""
-    wide = codes.scales.dtype if codes.scales.dtype == torch.float64 else torch.float32
+    wide = torch.float64 if torch.float64 in (dtype, codes.scales.dtype) else torch.float32
     if codes.codes.numel() == 0:
         return torch.zeros(codes.codes.shape, dtype=dtype, device=codes.codes.device)
     blocks = Blocks.cut(tuple(codes.codes.shape), q.axis, q.block)
@@ -188,6 +194,27 @@ def dequantize_blocks(codes: Codes, q: Quantizer, dtype: torch.dtype) -> Tensor:
     return blocks.join((values.to(wide) * factor).clamp(-bound, bound)).to(dtype)
 
 
+@torch.library.custom_op("effml_quant::cast", mutates_args=())
+def _opaque_cast(x: Tensor, spec: str, seed: Tensor | None, global_scale: Tensor | None) -> Tensor:
+    """Cast inside a compiled graph on the CPU: the C kernel is many times faster than what the compiler makes."""
+    q = Quantizer.from_spec(spec)
+    out = kernels.cast(x, q, seed, global_scale)
+    return plain_cast(x, q, seed, global_scale) if out is None else out
+
+
+@_opaque_cast.register_fake
+def _(x: Tensor, spec: str, seed: Tensor | None, global_scale: Tensor | None) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _cast(x: Tensor, q: Quantizer, seed: Tensor | None, global_scale: Tensor | None) -> Tensor:
+    """Take the fastest way: a compiler for GPUs sees the plain version and fuses it with what surrounds it."""
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return _opaque_cast(x, q.spec, seed, global_scale)
+    out = kernels.cast(x, q, seed, global_scale)
+    return plain_cast(x, q, seed, global_scale) if out is None else out
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Forward: the cast. Backward: the identity, or nothing where the cast saturated."""
 
@@ -195,11 +222,12 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, seed: Tensor | None, global_scale: Tensor | None, q: Quantizer, clipped: bool) -> Any:
+        out = _cast(x, q, seed, global_scale)
         if not clipped:
-            return plain_cast(x, q, seed, global_scale), None
+            return out, None
         grid = to_grid(x, q, seed=seed, global_scale=global_scale)
         high = torch.where(grid.negative, grid.scale.low, grid.scale.high)
-        return plain_cast(x, q, seed, global_scale), grid.blocks.join(grid.z <= high)
+        return out, grid.blocks.join(grid.z <= high)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -66,6 +66,10 @@ class Format:
             raise ConfigError(f"elem_bits: got {self.elem_bits}, expected 2 to 16")
         if not 0 < self.max < math.inf or not -2 * self.max < self.lowest < 0:
             raise ConfigError(f"max, lowest: got {self.max}, {self.lowest}, expected finite values of about equal size")
+        if self.emin < -126 or self.emax > 127:
+            raise ConfigError(f"{self.name}: got exponents {self.emin} to {self.emax}, expected float32's, -126 to 127")
+        if self.scale == "e4m3" and (self.exp_bits, self.man_bits, self.max) != (2, 1, 6.0):
+            raise ConfigError(f"scale: got 'e4m3' for {self.name}, expected elements of nvfp4 (E2M1)")
 
     @classmethod
     def floating(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 from effml_quant.blocks import Block
@@ -58,6 +60,8 @@ class Quantizer:
         given = dict(zip(names, args, strict=False)) | fields
         if unknown := set(given) - set(names):
             raise ConfigError(f"quantizer: got an unknown field {min(unknown)!r}, expected {', '.join(names)}")
+        if len(args) > len(names):
+            raise ConfigError(f"quantizer: got {len(args) + 1} values, expected at most {len(names) + 1}")
         object.__setattr__(self, "format", find_format(format))
         for name in names:
             value = given.get(name, getattr(type(self), name))
@@ -86,10 +90,12 @@ class Quantizer:
             raise ConfigError(f"block_size, granularity: got {self.block_size}, {self.granularity}, expected one")
         block = self.block
         sizes = block if isinstance(block, tuple) else (block,)
+        if self.granularity is not None and self.granularity not in ("tensor", "channel", ("group", block)):
+            raise ConfigError(f"granularity: got {self.granularity!r}, expected 'tensor', 'channel' or ('group', size)")
         if isinstance(block, str):
-            if block not in ("tensor", "channel"):
-                raise ConfigError(f"granularity: got {block!r}, expected 'tensor', 'channel' or ('group', size)")
-        elif len(sizes) not in (1, 2) or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
+            if self.block_size is not None:
+                raise ConfigError(f"block_size: got {block!r}, expected an integer >= 1 or a tile of two")
+        elif (isinstance(block, tuple) and len(block) != 2) or any(type(n) is not int or n < 1 for n in sizes):
             raise ConfigError(f"block_size: got {block!r}, expected an integer >= 1 or a tile of two")
         if kind == "e4m3" and block not in (16, (16, 16)):
             raise ConfigError(f"block_size: got {block!r}, expected 16 or (16, 16) for {fmt.name}")
@@ -106,8 +112,20 @@ class Quantizer:
             if len(self.granularity) != 2 or self.granularity[0] != "group":
                 raise ConfigError(f"granularity: got {self.granularity!r}, expected ('group', size)")
             return self.granularity[1]
-        block = self.granularity or self.block_size or self.format.block
-        return "tensor" if block is None else block
+        given = (self.granularity, self.block_size, self.format.block, "tensor")
+        return next(block for block in given if block is not None)
+
+    @cached_property
+    def spec(self) -> str:
+        """This quantiser as one line of JSON, which `from_spec` reads."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    @cache
+    def from_spec(spec: str) -> Quantizer:
+        """Return the quantiser of a `spec`."""
+        fields = json.loads(spec)
+        return Quantizer(Format(**fields.pop("format")), **fields)
 
     def replace(self, **fields: Any) -> Quantizer:
         """Return a variant."""

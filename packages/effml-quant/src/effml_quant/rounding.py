@@ -22,11 +22,11 @@ def _bits(dtype: torch.dtype) -> tuple[torch.dtype, int, int]:
     return (torch.int64, 52, 1023) if dtype == torch.float64 else (torch.int32, 23, 127)
 
 
-def floor_power(z: Tensor, emin: int) -> Tensor:
-    """Return the bits of the power of two below z >= 0, at least 2^emin, as integers: the exponent field alone."""
+def floor_power(z: Tensor, emin: int, emax: int) -> Tensor:
+    """Return the bits of the power of two below z >= 0, within 2^emin .. 2^emax, as integers: the exponent alone."""
     integer, mantissa, bias = _bits(z.dtype)
     field = ((1 << (z.element_size() * 8 - 1 - mantissa)) - 1) << mantissa
-    return (z.view(integer) & field).clamp(min=(emin + bias) << mantissa)
+    return (z.view(integer) & field).clamp((emin + bias) << mantissa, (emax + bias) << mantissa)
 
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
@@ -48,16 +48,17 @@ def round_magnitude(z: Tensor, fmt: Format, rounding: str, noise: Tensor | None 
             `"stochastic"` (up with the probability of the distance).
         noise: uniform in [0, 1), like z; for `"stochastic"`.
     """
-    if fmt.scale == "none" and z.dtype == torch.float32:
+    if fmt.emin == -126 and z.dtype == torch.float32:
         return _round_wide(z, fmt, rounding, noise)
     _, mantissa, bias = _bits(z.dtype)
     spare = 2 if fmt.is_integer else 0  # an asymmetric range reaches beyond the one binade
-    power = floor_power(z, fmt.emin + spare)
+    # What is above the largest value saturates: one binade more is enough, and a huge z must not overflow below.
+    power = floor_power(z, fmt.emin + spare, fmt.emax + spare + 1)
     man_bits = fmt.man_bits + spare
     if rounding == "rne":
         magic = (power + ((mantissa - man_bits) << mantissa)).view(z.dtype)
         return (z + magic) - magic
-    inverse = (((2 * bias + man_bits) << mantissa) - power).view(z.dtype)  # one over the spacing
+    inverse = (((bias + man_bits) << mantissa) + ((bias << mantissa) - power)).view(z.dtype)  # one over the spacing
     spacing = (power - (man_bits << mantissa)).view(z.dtype)
     t = z * inverse
     low = t.floor()
@@ -88,8 +89,7 @@ def encode(p: Tensor, negative: Tensor, fmt: Format) -> Tensor:
         negative: bool, like p. A negative zero keeps its sign bit; an integer has none.
     """
     if fmt.is_integer:
-        codes = (p * (1 / fmt.spacing)).to(torch.int8)
-        return torch.where(negative, -codes, codes)
+        return (torch.where(negative, -p, p) * (1 / fmt.spacing)).to(torch.int8)
     p = p.float()
     normal = (p.view(torch.int32) >> (23 - fmt.man_bits)) - ((127 - fmt.bias) << fmt.man_bits)
     codes = torch.where(p >= fmt.min_normal, normal, (p * (1 / fmt.spacing)).to(torch.int32))
@@ -102,8 +102,10 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
         return codes.float()
     if fmt.is_integer:
         return codes.float() * fmt.spacing
-    if fmt.elem_bits == 8:
+    if fmt.code_dtype.is_floating_point:
         return codes.view(fmt.code_dtype).float()
+    if fmt.has_nan:  # a user's own format with codes that are no numbers
+        return fmt.values().to(codes.device)[codes.long()]
     wide = codes.to(torch.int32)
     sign = wide >> (fmt.elem_bits - 1)
     magnitude = (wide & ((1 << (fmt.elem_bits - 1)) - 1)) << (23 - fmt.man_bits)

@@ -17,7 +17,7 @@ from torch import Tensor
 from effml_quant.quantizer import Quantizer
 from effml_quant.rounding import power_of_two
 
-__all__ = ["BlockScale", "block_scale", "decode_factor", "exponent_of", "tensor_scale"]
+__all__ = ["BlockScale", "block_scale", "carry", "decode_factor", "exponent_of", "tensor_scale"]
 
 _E4M3_MAX, _E2M1_MAX = 448.0, 6.0
 
@@ -41,28 +41,29 @@ class BlockScale(NamedTuple):
     zero_point: Tensor | None = None
 
 
-def exponent_of(amax: Tensor, q: Quantizer) -> Tensor:
-    """Return the unclamped exponent of the scale of each block, int32; for amax = 0 anything below -127.
+def carry(q: Quantizer, mantissa: int) -> int:
+    """Return what a scale rule adds below the exponent of a float of so many mantissa bits.
 
-    All rules are one: add a constant below the exponent field, so that a carry into it is the rule's step up.
+    All rules are one: a carry into the exponent is the rule's step up.
     """
+    fmt = q.format
+    if q.scale_rule in ("rceil", "bump"):
+        return (1 << mantissa) - 1 - round((fmt.max / 2.0**fmt.emax - 1) * (1 << mantissa))
+    if q.scale_rule == "ceil":
+        return (1 << mantissa) - 1
+    return 1 << (mantissa - fmt.man_bits - 1) if q.scale_rule == "even" else 0
+
+
+def exponent_of(amax: Tensor, q: Quantizer) -> Tensor:
+    """Return the unclamped exponent of the scale of each block, int32; for amax = 0 anything below -127."""
     wide = amax.dtype == torch.float64
     integer, mantissa, bias = (torch.int64, 52, 1023) if wide else (torch.int32, 23, 127)
-    fmt = q.format
     tiny = torch.finfo(amax.dtype).tiny
     subnormal = amax < tiny
     shift = mantissa + 1
     bits = torch.where(subnormal, amax * 2.0**shift, amax).view(integer)
-    if q.scale_rule in ("rceil", "bump"):
-        step = (1 << mantissa) - 1 - round((fmt.max / 2.0**fmt.emax - 1) * (1 << mantissa))
-    elif q.scale_rule == "ceil":
-        step = (1 << mantissa) - 1
-    elif q.scale_rule == "even":
-        step = 1 << (mantissa - fmt.man_bits - 1)
-    else:
-        step = 0
-    field = ((bits + step) >> mantissa) & (0x7FF if wide else 0xFF)
-    exponent = torch.where(subnormal, field - shift, field) - bias - fmt.emax
+    field = ((bits + carry(q, mantissa)) >> mantissa) & (0x7FF if wide else 0xFF)
+    exponent = torch.where(subnormal, field - shift, field) - bias - q.format.emax
     return torch.where(amax == 0, -(1 << 14), exponent).to(torch.int32)
 
 
@@ -81,7 +82,7 @@ def tensor_scale(amax: Tensor, q: Quantizer) -> Tensor:
 
 def decode_factor(stored: Tensor, q: Quantizer, global_scale: Tensor | None = None) -> Tensor:
     """Return what elements are multiplied by, from stored scales, shaped like them."""
-    scale = stored.float()
+    scale = stored if stored.dtype == torch.float64 else stored.float()
     if global_scale is not None:
         scale = scale * global_scale if q.recipe == "torchao" else scale / global_scale
     return scale
@@ -143,7 +144,7 @@ def _nvfp4(amax: Tensor, q: Quantizer, global_scale: Tensor | None, finite: Tens
 def _asymmetric(amax: Tensor, q: Quantizer, minmax: tuple[Tensor, Tensor], finite: Tensor) -> BlockScale:
     codes = 2**q.format.elem_bits - 1
     low, high = minmax[0].clamp(max=0), minmax[1].clamp(min=0)
-    scale = (high - low) / codes
+    scale = (high / 2 - low / 2) / (codes / 2)  # halves: the difference itself may overflow
     scale = torch.where(scale == 0, 1.0, scale)
     zero = torch.where(finite, (-low / scale).round(), 0.0)
     scale = torch.where(finite, scale, torch.nan)

@@ -1,0 +1,351 @@
+"""Casts on the CPU in one pass over memory, through the system's C compiler; without one, the plain version serves.
+
+`cast.c` is built for this machine at first use (a fraction of a second per combination of types and rounding) and kept
+in the user's cache directory (`$XDG_CACHE_HOME/effml-quant`, else `~/.cache/effml-quant`). Results equal the plain
+version's bit by bit. Cost per element: one read and one write, which is what bounds it; see `benchmarks/bench_cast.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effml_quant.blocks import Blocks
+from effml_quant.kernels.lines import Lines
+from effml_quant.quantizer import Quantizer
+from effml_quant.rounding import ROUNDINGS
+from effml_quant.scales import BlockScale, block_scale, carry, tensor_scale
+
+__all__ = ["cast", "cast_both", "codes_of", "is_available", "values_of"]
+
+_log = logging.getLogger(__name__)
+
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
+_TYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
+_LANES = 64  # as in cast.c
+_ALONE = 1 << 17  # elements below which a second thread costs more than it gives
+
+
+class _Cast(ctypes.Structure):
+    """As in cast.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("outer", "length", "inner", "block")),
+        *((name, ctypes.c_int32) for name in ("man_bits", "floor_bits", "emax", "step", "scale", "given_stride")),
+        *((name, ctypes.c_int32) for name in ("code_shift", "code_man_bits", "code_bits")),
+        *((name, ctypes.c_float) for name in ("largest", "bound", "min_normal", "per_spacing")),
+        *((name, ctypes.c_uint32) for name in ("seed_low", "seed_high")),
+        *((name, ctypes.c_void_p) for name in ("encode", "decode", "real_scales", "scale_codes")),
+    )
+
+
+class _Decode(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("length", "block")),
+        *((name, ctypes.c_int32) for name in ("integer", "code_bits", "man_bits", "special", "has_inf")),
+        *((name, ctypes.c_float) for name in ("unit", "bound")),
+        ("decode", ctypes.c_void_p),
+    )
+
+
+def _items(lines: Lines) -> int:
+    """Return the number of a kernel's items: see cast.c."""
+    return lines.outer * -(-lines.length // lines.block) * -(-lines.inner // _LANES)
+
+
+def is_available() -> bool:
+    """Say whether this machine has a C compiler that builds the kernels."""
+    return _library("AMAX", "NEAREST_EVEN", 0, "FLOAT32", "FLOAT32", 32) is not None
+
+
+def _serves(x: Tensor, q: Quantizer) -> bool:
+    """Say whether the kernels take this tensor and quantiser."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.dtype not in _TYPES or not x.numel():
+        return False
+    if not isinstance(q.block, int | str) or q.format.lowest != -q.format.max:
+        return False
+    if q.scale_kind == "float32" and q.recipe not in (None, "symmetric"):
+        return False
+    if q.scale_kind == "none" and q.format.exp_bits != 8:
+        return False
+    try:
+        x.data_ptr()
+    except RuntimeError:  # a tensor of functorch or of a tracer has no memory of its own
+        return False
+    return is_available()
+
+
+def cast(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale: Tensor | None = None) -> Tensor | None:
+    """Return what `plain_cast` returns, or None if it must do this one."""
+    if not _serves(x, q):
+        return None
+    x, out = x.detach().contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    name = _TYPES[x.dtype]
+    if q.scale_kind == "none":
+        spec = _spec(q, Lines(1, x.numel(), 1, 1), x.dtype, seed)
+        return out if _run("ELEMENTWISE", q, 0, name, name, 0, (spec,), (x, out), x.numel(), x.numel()) else None
+    lines = Lines.of(tuple(x.shape), q)
+    spec, kept, _ = _prepare(x, q, lines, seed, global_scale)
+    done = _run("CAST", q, _divides(q), name, name, lines.block, (spec,), (x, out), _items(lines), x.numel())
+    del kept
+    return out if done else None
+
+
+def cast_both(x: Tensor, rows: Quantizer, columns: Quantizer) -> tuple[Tensor, Tensor] | None:
+    """Return a matrix cast along its last and along its first axis, read once, or None if the plain version must."""
+    simple = all(
+        isinstance(q.block, int) and q.rounding == "rne" and q.scale_kind in ("e8m0", "float32") and q.block <= 4096
+        for q in (rows, columns)
+    )
+    same = rows.scale_kind == columns.scale_kind
+    if x.ndim != 2 or not simple or not same or not _serves(x, rows) or not _serves(x, columns):
+        return None
+    x, name = x.detach().contiguous(), _TYPES[x.dtype]
+    outs = torch.empty_like(x), torch.empty_like(x)
+    (m, n), block = x.shape, (rows.block, columns.block)
+    assert isinstance(block[0], int)
+    assert isinstance(block[1], int)
+    specs = (
+        _spec(rows, Lines(m, n, 1, block[0]), x.dtype, None),
+        _spec(columns, Lines(1, m, n, block[1]), x.dtype, None),
+    )
+    tiles = -(-m // block[1])
+    done = _run("CAST_BOTH", rows, _divides(rows), name, name, block[0], specs, (x, *outs), tiles, x.numel())
+    return outs if done else None
+
+
+def codes_of(
+    x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale: Tensor | None = None, *, packed: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Return codes (uint8 or int8; if `packed`, flat bytes), scales and the tensor's scale; or None.
+
+    Packing is for four- and six-bit codes whose blocks lie together and fill whole bytes.
+    """
+    if not _serves(x, q) or q.scale_kind == "none":
+        return None
+    lines, bits = Lines.of(tuple(x.shape), q), q.format.elem_bits
+    output = "CODE"
+    if packed:
+        group = {4: 2, 6: 4}.get(bits)
+        if group is None or lines.inner != 1 or lines.length % group or lines.block % group:
+            return None
+        output = "NIBBLE" if bits == 4 else "SIXBIT"
+    x = x.detach().contiguous()
+    spec, kept, scale = _prepare(x, q, lines, seed, global_scale)
+    shape = Blocks.cut(tuple(x.shape), q.axis, q.block).scales
+    if scale is None:
+        dtype = torch.uint8 if q.scale_kind == "e8m0" else torch.float32
+        stored = torch.empty(shape, dtype=dtype)
+        setattr(spec, "scale_codes" if q.scale_kind == "e8m0" else "real_scales", stored.data_ptr())
+        stored = stored.view(torch.float8_e8m0fnu) if q.scale_kind == "e8m0" else stored
+    else:
+        stored = scale.stored.reshape(shape)
+    size = x.numel() * (bits if packed else 8) // 8
+    codes = torch.empty(size, dtype=torch.uint8)
+    name = _TYPES[x.dtype]
+    done = _run("CAST", q, _divides(q), name, output, lines.block, (spec,), (x, codes), _items(lines), x.numel())
+    total = kept[-1] if q.scale_kind == "e4m3" else None
+    if not done:
+        return None
+    if not packed:
+        codes = codes.view(torch.int8 if q.format.is_integer else torch.uint8).view(x.shape)
+    return codes, stored, total
+
+
+def values_of(codes: Tensor, decode: Tensor, q: Quantizer, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Return the values of codes (one per byte or packed, flat) whose blocks lie together, or None.
+
+    Args:
+        decode: float32 factor per block, flat.
+    """
+    fmt, count = q.format, math.prod(shape)
+    if codes.device.type != "cpu" or dtype not in _TYPES or q.scale_kind == "none" or not count or not is_available():
+        return None
+    if not isinstance(q.block, int | str) or decode.dtype != torch.float32 or q.recipe == "asymmetric":
+        return None
+    lines = Lines.of(shape, q)
+    if q.block == "tensor":
+        decode = decode.expand(lines.blocks)
+    packed = codes.numel() != count
+    kind = {4: "NIBBLE", 6: "SIXBIT"}[fmt.elem_bits] if packed else "CODE"
+    group = {"NIBBLE": 2, "SIXBIT": 4, "CODE": 1}[kind]
+    if lines.inner != 1 or lines.length % group or lines.block % group or decode.numel() != lines.blocks:
+        return None
+    codes, decode = codes.contiguous().view(torch.uint8), decode.contiguous()
+    bits = 8 if fmt.is_integer and not packed else fmt.elem_bits  # an int8 byte holds a four-bit integer sign-extended
+    spec = _Decode(
+        length=lines.length,
+        block=lines.block,
+        integer=fmt.is_integer,
+        code_bits=bits,
+        man_bits=fmt.man_bits,
+        special=len(fmt.grid) if fmt.has_nan else 1 << 30,
+        has_inf=fmt.has_inf,
+        unit=fmt.spacing if fmt.is_integer else 2.0 ** (127 - fmt.bias),
+        bound=torch.finfo(dtype).max,
+        decode=decode.data_ptr(),
+    )
+    out = torch.empty(shape, dtype=dtype)
+    items = lines.outer * -(-lines.length // lines.block)
+    done = _run("DECODE", q, 0, kind, _TYPES[dtype], lines.block, (spec,), (codes, out), items, count)
+    return out if done else None
+
+
+def _divides(q: Quantizer) -> int:
+    return int(q.scale_kind == "float32")
+
+
+def _prepare(
+    x: Tensor, q: Quantizer, lines: Lines, seed: Tensor | None, global_scale: Tensor | None
+) -> tuple[_Cast, list[Any], BlockScale | None]:
+    """Return the kernel's description, what must stay alive meanwhile, and the scales if they were made here."""
+    spec = _spec(q, lines, x.dtype, seed)
+    if q.block != "tensor" and q.scale_kind != "e4m3":
+        return spec, [], None  # the kernel makes its scales as it goes
+    amax = torch.empty(lines.blocks)
+    name = _TYPES[x.dtype]
+    _run("AMAX", q, 0, name, "FLOAT32", 0, (spec,), (x, amax), _items(lines), x.numel())
+    if q.block == "tensor":
+        amax = amax.amax().reshape(1)
+    if q.scale_kind == "e4m3" and global_scale is None and q.recipe != "torchao":
+        global_scale = tensor_scale(torch.where(amax.isfinite(), amax, 0.0).amax(), q)
+    scale = block_scale(amax, q, global_scale)
+    decode = scale.decode.contiguous()
+    encode = decode if scale.encode is None else scale.encode.contiguous()
+    spec.scale, spec.given_stride = 2, int(q.block != "tensor")
+    spec.encode, spec.decode = encode.data_ptr(), decode.data_ptr()
+    return spec, [encode, decode, global_scale], scale
+
+
+def _spec(q: Quantizer, lines: Lines, dtype: torch.dtype, seed: Tensor | None) -> _Cast:
+    fmt, spare = q.format, 2 if q.format.is_integer else 0
+    number = 0 if seed is None else int(seed)
+    return _Cast(
+        *lines,
+        man_bits=fmt.man_bits + spare,
+        floor_bits=(fmt.emin + spare + 127) << 23,
+        emax=fmt.emax,
+        step=carry(q, 23),
+        scale={"e8m0": 0, "float32": 1, "e4m3": 2, "none": 2}[q.scale_kind],
+        given_stride=1,
+        code_shift=0 if fmt.is_integer else (127 - fmt.bias) << fmt.man_bits,
+        code_man_bits=fmt.man_bits,
+        code_bits=fmt.elem_bits,
+        largest=fmt.max,
+        bound=torch.finfo(dtype).max,
+        min_normal=fmt.min_normal,
+        per_spacing=1 / fmt.spacing,
+        seed_low=number & 0xFFFFFFFF,
+        seed_high=number >> 32 & 0xFFFFFFFF,
+    )
+
+
+def _run(
+    kernel: str,
+    q: Quantizer,
+    divide: int,
+    source: str,
+    target: str,
+    block: int,
+    specs: tuple[ctypes.Structure, ...],
+    tensors: tuple[Tensor, ...],
+    items: int,
+    elements: int,
+) -> bool:
+    """Run a kernel over all its items on torch's number of threads; False if it cannot be built."""
+    rounding = ("NEAREST_EVEN", "NEAREST_AWAY", "TOWARD_ZERO", "STOCHASTIC")[ROUNDINGS.index(q.rounding)]
+    library = _library(kernel, rounding, divide, source, target, block if block in (16, 32, 64, 128) else 32)
+    if library is None:
+        return False
+    function = library.kernel
+    head = [ctypes.byref(spec) for spec in specs] + [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    threads = min(torch.get_num_threads(), items, max(1, elements // _ALONE))
+    bounds = [items * i // threads for i in range(threads + 1)]
+    parts = [(*head, ctypes.c_int64(a), ctypes.c_int64(b)) for a, b in itertools.pairwise(bounds)]
+    waiting = [_pool(os.getpid()).submit(function, *part) for part in parts[1:]]
+    function(*parts[0])
+    for future in waiting:
+        future.result()
+    return True
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """Return this process's threads: a forked child has none of its parent's."""
+    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="effml-cast")
+
+
+@functools.cache
+def _library(kernel: str, rounding: str, divide: int, source: str, target: str, block: int) -> ctypes.CDLL | None:
+    """Build or find the library of one combination; None, said once, where there is no compiler that does."""
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    code = Path(__file__).with_name("cast.c").read_bytes()
+    names = {"ROUNDING": rounding, "DIVIDE": divide, "INPUT": source, "OUTPUT": target, "BLOCK": block}
+    defines = [f"-D{kernel}", *(f"-D{name}={value}" for name, value in names.items())]
+    key = hashlib.sha256(b"\0".join([code, _machine(), *map(str.encode, (compiler, *_FLAGS, *defines))])).hexdigest()
+    try:
+        directory = _cache_directory()
+        path = directory / f"{kernel.lower()}-{key[:24]}.so"
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=directory) as scratch:
+                built = Path(scratch) / "cast.so"
+                source_file = Path(__file__).with_name("cast.c")
+                command = [compiler, *_FLAGS, *defines, str(source_file), "-o", str(built), "-lm"]
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+                built.replace(path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        _log.warning("the C kernel could not be built, so casts take the plain path: %s", str(reason).splitlines()[0])
+        return None
+
+
+@functools.cache
+def _compiler() -> str | None:
+    found = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
+    if found is None:
+        _log.warning("no C compiler found (cc, gcc, clang), so casts on the CPU take the plain path")
+    return found
+
+
+@functools.cache
+def _machine() -> bytes:
+    """Return what tells one processor's instructions from another's: homes are shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().split(b"\n")
+        flags = next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
+    except OSError:
+        flags = platform.version().encode()
+    return platform.machine().encode() + platform.system().encode() + flags
+
+
+@functools.cache
+def _cache_directory() -> Path:
+    """Return a directory that only this user can write, so that nobody else's code is loaded from it."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(home) / "effml-quant"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(directory, os.W_OK):
+            return directory
+    except (OSError, RuntimeError):
+        _log.info("%s cannot be used; kernels are built anew in every process", directory)
+    return Path(tempfile.mkdtemp(prefix="effml-quant-"))
