@@ -251,6 +251,7 @@ def fake_quantize(
     generator: torch.Generator | None = None,
     global_scale: Tensor | float | None = None,
     pass_through: str = "all",
+    out: Tensor | None = None,
     **fields: Any,
 ) -> Tensor:
     """Round a tensor to a format and return it in its own dtype; the gradient passes straight through.
@@ -261,6 +262,7 @@ def fake_quantize(
         generator: of stochastic rounding; None: torch's global one.
         global_scale: NVFP4's scale of the tensor; None: from the tensor (recipe `torchao`: none at all).
         pass_through: `"all"`, or `"clipped"`: no gradient where the value saturated.
+        out: contiguous, like x; may be x itself. Fresh memory costs more than the cast; without gradient only.
         **fields: of `Quantizer`: axis, block_size, granularity, scale_rule, scale, rounding, nonfinite, recipe.
 
     Raises:
@@ -274,6 +276,14 @@ def fake_quantize(
     check_input(x, q)
     if pass_through not in ("all", "clipped"):
         raise ConfigError(f"pass_through: got {pass_through!r}, expected 'all' or 'clipped'")
-    seed = draw_seed(q, generator, x.device)
-    out, _ = _FakeQuantize.apply(x, seed, check_global_scale(global_scale, q, x.device), q, pass_through == "clipped")
-    return out
+    seed, total = draw_seed(q, generator, x.device), check_global_scale(global_scale, q, x.device)
+    if out is not None:
+        if out.shape != x.shape or out.dtype != x.dtype or not out.is_contiguous():
+            raise ConfigError(
+                f"out: got {tuple(out.shape)} {out.dtype}, expected a contiguous {tuple(x.shape)} {x.dtype}"
+            )
+        if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+            raise ConfigError("out: got tensors that require gradients, expected torch.no_grad() around the call")
+        done = kernels.cast(x, q, seed, total, out)
+        return out if done is not None else out.copy_(plain_cast(x, q, seed, total))
+    return _FakeQuantize.apply(x, seed, total, q, pass_through == "clipped")[0]

@@ -17,15 +17,21 @@ __all__ = ["cast", "cast_both", "codes_of", "values_of"]
 values_of = native.values_of
 
 
-def cast(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale: Tensor | None = None) -> Tensor | None:
-    """Return x on its grid, in its dtype."""
+def cast(
+    x: Tensor,
+    q: Quantizer,
+    seed: Tensor | None = None,
+    global_scale: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor | None:
+    """Return x on its grid, in its dtype: in `out`, contiguous and like x, or in fresh memory."""
     if torch.compiler.is_compiling():
         return None
     if x.is_cuda:
         from effml_quant.kernels import gpu
 
-        return gpu.cast(x, q, seed, global_scale)
-    return native.cast(x, q, seed, global_scale)
+        return gpu.cast(x, q, seed, global_scale, out)
+    return native.cast(x, q, seed, global_scale, out)
 
 
 def cast_both(x: Tensor, rows: Quantizer, columns: Quantizer) -> tuple[Tensor, Tensor] | None:

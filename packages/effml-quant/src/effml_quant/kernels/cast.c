@@ -8,6 +8,7 @@
    native.py defines the kernel's name, ROUNDING, DIVIDE, INPUT, OUTPUT and BLOCK (elements, if known): one library for each
    combination in use, with loops that compilers turn into vectors in a fraction of a second. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 #define LANES 64
 
 enum { NEAREST_EVEN, NEAREST_AWAY, TOWARD_ZERO, STOCHASTIC };
-enum { POWER_OF_TWO, FROM_LARGEST, GIVEN }; /* how a block gets its scale */
+enum { POWER_OF_TWO, FROM_LARGEST, GIVEN, NVFP4, NVFP4_TORCHAO }; /* how a block gets its scale */
 enum { FLOAT32, BFLOAT16, CODE, NIBBLE, SIXBIT };
 
 INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
@@ -40,16 +41,17 @@ typedef struct {
     int32_t floor_bits;     /* float32 bits of 2^emin */
     int32_t emax;
     int32_t step;           /* what a scale rule adds below the exponent */
-    int32_t scale;          /* POWER_OF_TWO, FROM_LARGEST or GIVEN */
+    int32_t scale;          /* POWER_OF_TWO .. NVFP4_TORCHAO */
     int32_t given_stride;   /* 0: one scale for all blocks */
     int32_t code_shift;     /* (127 - bias) << code_man_bits; 0: integers */
     int32_t code_man_bits, code_bits;
     float largest, bound;   /* of the format, of the output's dtype */
     float min_normal, per_spacing;
+    float total, total_sixth, per_total; /* NVFP4's scale of the tensor, over 6, and its inverse */
     uint32_t seed_low, seed_high;
     const float *encode, *decode; /* GIVEN: x * encode, or x / decode if DIVIDE; back by decode */
     float *real_scales;           /* written if FROM_LARGEST; may be null */
-    uint8_t *scale_codes;         /* written if POWER_OF_TWO; may be null */
+    uint8_t *scale_codes;         /* written if POWER_OF_TWO or NVFP4; may be null */
 } Cast;
 
 INLINE uint32_t load(const void *x, int64_t i) {
@@ -113,6 +115,19 @@ INLINE void scale_of(uint32_t largest, const Cast *c, int64_t block, float *enco
         *decode = largest >= 0x7f800000u ? NAN : scale;
         *encode = 0.0f;
         if (c->real_scales) c->real_scales[block] = *decode;
+    } else if (c->scale >= NVFP4) {
+        float v = float_of(largest) / 6.0f / c->total;
+        if (c->scale == NVFP4) v = float_of(largest) * c->total_sixth;
+        else v = v < 0x1p-6f ? 0x1p-6f : v;
+        v = v < 448.0f ? v : 448.0f;
+        int32_t field = (int32_t)(bits_of(v) & 0x7f800000u), power = field > 121 << 23 ? field : 121 << 23;
+        float magic = float_of((uint32_t)power + (20u << 23)), s = (v + magic) - magic; /* to E4M3 */
+        *decode = c->scale == NVFP4 ? s / c->total : s * c->total;
+        *encode = c->scale == NVFP4 ? 1.0f / (s * c->per_total) : c->per_total / s;
+        if (c->scale == NVFP4) *encode = *encode < FLT_MAX ? *encode : FLT_MAX;
+        int32_t code = s >= 0x1p-6f ? (int32_t)(bits_of(s) >> 20) - (120 << 3) : (int32_t)(s * 512.0f);
+        if (largest >= 0x7f800000u) *decode = NAN;
+        if (c->scale_codes) c->scale_codes[block] = largest >= 0x7f800000u ? 127 : (uint8_t)code;
     } else {
         int subnormal = largest < 0x00800000u;
         uint32_t a = subnormal ? bits_of(float_of(largest) * 0x1p24f) : largest;

@@ -196,11 +196,17 @@ def _serves(x: Tensor, q: Quantizer) -> bool:
     return True
 
 
-def cast(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale: Tensor | None = None) -> Tensor | None:
-    """Return what `plain_cast` returns, or None if it must do this one."""
+def cast(
+    x: Tensor,
+    q: Quantizer,
+    seed: Tensor | None = None,
+    global_scale: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor | None:
+    """Return what `plain_cast` returns, in `out` or fresh memory, or None if it must do this one."""
     if not _serves(x, q):
         return None
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     _launch(x.detach().contiguous(), q, seed, global_scale, out, 0)
     return out
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from effml_quant.blocks import Blocks
-from effml_quant.kernels.lines import Lines
+from effml_quant.kernels.lines import RUN, Lines
 from effml_quant.quantizer import Quantizer
 from effml_quant.rounding import ROUNDINGS
 from effml_quant.scales import BlockScale, block_scale, carry, tensor_scale
@@ -49,6 +49,7 @@ class _Cast(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("man_bits", "floor_bits", "emax", "step", "scale", "given_stride")),
         *((name, ctypes.c_int32) for name in ("code_shift", "code_man_bits", "code_bits")),
         *((name, ctypes.c_float) for name in ("largest", "bound", "min_normal", "per_spacing")),
+        *((name, ctypes.c_float) for name in ("total", "total_sixth", "per_total")),
         *((name, ctypes.c_uint32) for name in ("seed_low", "seed_high")),
         *((name, ctypes.c_void_p) for name in ("encode", "decode", "real_scales", "scale_codes")),
     )
@@ -90,11 +91,22 @@ def _serves(x: Tensor, q: Quantizer) -> bool:
     return is_available()
 
 
-def cast(x: Tensor, q: Quantizer, seed: Tensor | None = None, global_scale: Tensor | None = None) -> Tensor | None:
-    """Return what `plain_cast` returns, or None if it must do this one."""
+def cast(
+    x: Tensor,
+    q: Quantizer,
+    seed: Tensor | None = None,
+    global_scale: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor | None:
+    """Return what `plain_cast` returns, or None if it must do this one.
+
+    Args:
+        out: contiguous, like x; may be x itself. None: fresh memory.
+    """
     if not _serves(x, q):
         return None
-    x, out = x.detach().contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    x = x.detach().contiguous()
+    out = torch.empty_like(x) if out is None else out
     name = _TYPES[x.dtype]
     if q.scale_kind == "none":
         spec = _spec(q, Lines(1, x.numel(), 1, 1), x.dtype, seed)
@@ -149,10 +161,9 @@ def codes_of(
     spec, kept, scale = _prepare(x, q, lines, seed, global_scale)
     shape = Blocks.cut(tuple(x.shape), q.axis, q.block).scales
     if scale is None:
-        dtype = torch.uint8 if q.scale_kind == "e8m0" else torch.float32
-        stored = torch.empty(shape, dtype=dtype)
-        setattr(spec, "scale_codes" if q.scale_kind == "e8m0" else "real_scales", stored.data_ptr())
-        stored = stored.view(torch.float8_e8m0fnu) if q.scale_kind == "e8m0" else stored
+        coded = {"e8m0": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}.get(q.scale_kind)
+        stored = torch.empty(shape, dtype=coded or torch.float32)
+        setattr(spec, "scale_codes" if coded else "real_scales", stored.data_ptr())
     else:
         stored = scale.stored.reshape(shape)
     size = x.numel() * (bits if packed else 8) // 8
@@ -215,21 +226,36 @@ def _prepare(
 ) -> tuple[_Cast, list[Any], BlockScale | None]:
     """Return the kernel's description, what must stay alive meanwhile, and the scales if they were made here."""
     spec = _spec(q, lines, x.dtype, seed)
-    if q.block != "tensor" and q.scale_kind != "e4m3":
+    if q.scale_kind == "e4m3":
+        if global_scale is None and q.recipe != "torchao":
+            global_scale = tensor_scale(_largest(x, q, lines), q)
+        total = torch.ones(()) if global_scale is None else global_scale.float().cpu()
+        spec.total, spec.total_sixth, spec.per_total = (float(v) for v in (total, total * (1.0 / 6.0), 1.0 / total))
+        return spec, [global_scale], None
+    if q.block != "tensor":
         return spec, [], None  # the kernel makes its scales as it goes
-    amax = torch.empty(lines.blocks)
-    name = _TYPES[x.dtype]
-    _run("AMAX", q, 0, name, "FLOAT32", 0, (spec,), (x, amax), _items(lines), x.numel())
-    if q.block == "tensor":
-        amax = amax.amax().reshape(1)
-    if q.scale_kind == "e4m3" and global_scale is None and q.recipe != "torchao":
-        global_scale = tensor_scale(torch.where(amax.isfinite(), amax, 0.0).amax(), q)
-    scale = block_scale(amax, q, global_scale)
+    scale = block_scale(_amax(x, q, lines).amax().reshape(1), q)
     decode = scale.decode.contiguous()
     encode = decode if scale.encode is None else scale.encode.contiguous()
-    spec.scale, spec.given_stride = 2, int(q.block != "tensor")
+    spec.scale, spec.given_stride = 2, 0
     spec.encode, spec.decode = encode.data_ptr(), decode.data_ptr()
-    return spec, [encode, decode, global_scale], scale
+    return spec, [encode, decode], scale
+
+
+def _amax(x: Tensor, q: Quantizer, lines: Lines) -> Tensor:
+    """Return the largest magnitude of each block."""
+    amax, spec = torch.empty(lines.blocks), _spec(q, lines, x.dtype, None)
+    _run("AMAX", q, 0, _TYPES[x.dtype], "FLOAT32", 0, (spec,), (x, amax), _items(lines), x.numel())
+    return amax
+
+
+def _largest(x: Tensor, q: Quantizer, lines: Lines) -> Tensor:
+    """Return the largest magnitude in blocks that are finite."""
+    largest = _amax(x, q, Lines(1, x.numel(), 1, RUN)).amax()
+    if largest.isfinite():
+        return largest
+    amax = _amax(x, q, lines)
+    return torch.where(amax.isfinite(), amax, 0.0).amax()
 
 
 def _spec(q: Quantizer, lines: Lines, dtype: torch.dtype, seed: Tensor | None) -> _Cast:
@@ -241,7 +267,7 @@ def _spec(q: Quantizer, lines: Lines, dtype: torch.dtype, seed: Tensor | None) -
         floor_bits=(fmt.emin + spare + 127) << 23,
         emax=fmt.emax,
         step=carry(q, 23),
-        scale={"e8m0": 0, "float32": 1, "e4m3": 2, "none": 2}[q.scale_kind],
+        scale={"e8m0": 0, "float32": 1, "e4m3": 4 if q.recipe == "torchao" else 3, "none": 2}[q.scale_kind],
         given_stride=1,
         code_shift=0 if fmt.is_integer else (127 - fmt.bias) << fmt.man_bits,
         code_man_bits=fmt.man_bits,
