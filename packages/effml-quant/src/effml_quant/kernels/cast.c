@@ -171,12 +171,13 @@ INLINE void cast_run(const void *x, void *out, int64_t at, int64_t n, const Cast
     }
     for (int64_t first = at; first < at + n; first += 256) {
         int64_t m = least(at + n - first, 256);
-        uint8_t buffer[256], *codes = OUTPUT == CODE ? (uint8_t *)out + first : buffer;
+        uint8_t codes[256]; /* of this function's own: bytes elsewhere might be the input's, for all compilers know */
         for (int64_t i = 0; i < m; i++) {
             uint32_t u = load(x, first + i);
             codes[i] = code_of(on_grid(u, encode, decode, c, first + i), decode, u, c);
         }
-        if (OUTPUT != CODE) pack(codes, (uint8_t *)out + (OUTPUT == NIBBLE ? first / 2 : first / 4 * 3), m);
+        if (OUTPUT == CODE) memcpy((uint8_t *)out + first, codes, (size_t)m);
+        else pack(codes, (uint8_t *)out + (OUTPUT == NIBBLE ? first / 2 : first / 4 * 3), m);
     }
 }
 
@@ -192,13 +193,16 @@ INLINE void cast_lanes(const void *x, void *out, int64_t at, int64_t rows, int64
                 largest[i] = a > largest[i] ? a : largest[i];
             }
     for (int64_t i = 0; i < lanes; i++) scale_of(largest[i], c, block + i, &encode[i], &decode[i]);
-    for (int64_t line = at; line < at + rows * stride; line += stride)
+    for (int64_t line = at; line < at + rows * stride; line += stride) {
+        uint8_t codes[LANES];
         for (int64_t i = 0; i < lanes; i++) {
             uint32_t u = load(x, line + i);
             float p = on_grid(u, encode[i], decode[i], c, line + i);
             if (OUTPUT <= BFLOAT16) store(out, line + i, back(p, decode[i], u, c->bound));
-            else ((uint8_t *)out)[line + i] = code_of(p, decode[i], u, c);
+            else codes[i] = code_of(p, decode[i], u, c);
         }
+        if (OUTPUT == CODE) memcpy((uint8_t *)out + line, codes, (size_t)lanes);
+    }
 }
 
 INLINE int64_t blocks_in_line(const Cast *c) { return (c->length + c->block - 1) / c->block; }
@@ -298,58 +302,46 @@ void kernel(const Cast *c, const void *x, void *out, int64_t begin, int64_t end)
 /* Codes back to values, blocks lying together, one factor per block. INPUT: CODE, NIBBLE or SIXBIT. */
 typedef struct {
     int64_t length, block;
-    int32_t integer, code_bits, man_bits;
-    int32_t special, has_inf; /* the first magnitude code that is no number; whether it is infinity */
-    float unit, bound;        /* integers: the spacing; floats: 2^(127 - bias) */
-    const float *decode;
+    float bound;
+    const float *table;  /* the value of each code; of NIBBLE, the two values of each byte */
+    const float *decode; /* the factor of each block */
 } Decode;
 
-INLINE float value_of(uint32_t u, const Decode *d, int integer) {
-    if (integer) return (float)((int32_t)(u << (32 - d->code_bits)) >> (32 - d->code_bits)) * d->unit;
-    int32_t magnitude = (int32_t)(u & ((1u << (d->code_bits - 1)) - 1u));
-    float value = float_of((uint32_t)magnitude << (23 - d->man_bits)) * d->unit;
-    value = magnitude < d->special ? value : magnitude == d->special && d->has_inf ? INFINITY : NAN;
-    return float_of(bits_of(value) | (u >> (d->code_bits - 1) << 31));
-}
-
-INLINE void decode_run(const uint8_t *codes, void *out, int64_t at, int64_t n, const Decode *d, float factor, int integer) {
-    for (int64_t i = 0; i < n; i++) {
-        float value = value_of(codes[i], d, integer) * factor;
-        value = value > d->bound ? d->bound : value < -d->bound ? -d->bound : value;
-        store(out, at + i, value);
-    }
-}
-
-INLINE const uint8_t *unpacked(const uint8_t *codes, int64_t at, int64_t n, uint8_t *buffer) {
+INLINE void look_up(const uint8_t *codes, int64_t at, int64_t n, const float *table, float *values) {
     if (INPUT == NIBBLE)
-        for (int64_t i = 0; i < n / 2; i++) {
-            buffer[2 * i] = codes[at / 2 + i] & 15;
-            buffer[2 * i + 1] = codes[at / 2 + i] >> 4;
-        }
+        for (int64_t i = 0; i < n / 2; i++) memcpy(values + 2 * i, table + 2 * codes[at / 2 + i], 8);
     else if (INPUT == SIXBIT)
         for (int64_t i = 0; i < n / 4; i++) {
             const uint8_t *b = codes + at / 4 * 3 + 3 * i;
-            buffer[4 * i] = b[0] & 63;
-            buffer[4 * i + 1] = (uint8_t)((b[0] >> 6 | b[1] << 2) & 63);
-            buffer[4 * i + 2] = (uint8_t)((b[1] >> 4 | b[2] << 4) & 63);
-            buffer[4 * i + 3] = b[2] >> 2;
+            values[4 * i] = table[b[0] & 63];
+            values[4 * i + 1] = table[(b[0] >> 6 | b[1] << 2) & 63];
+            values[4 * i + 2] = table[(b[1] >> 4 | b[2] << 4) & 63];
+            values[4 * i + 3] = table[b[2] >> 2];
         }
-    else return codes + at;
-    return buffer;
+    else
+        for (int64_t i = 0; i < n; i++) values[i] = table[codes[at + i]];
+}
+
+INLINE void decode_run(const uint8_t *codes, void *out, int64_t at, int64_t n, const Decode *d, float factor) {
+    float values[256];
+    look_up(codes, at, n, d->table, values);
+    for (int64_t i = 0; i < n; i++) {
+        float value = values[i] * factor;
+        value = value > d->bound ? d->bound : value;
+        store(out, at + i, value < -d->bound ? -d->bound : value);
+    }
 }
 
 void kernel(const Decode *d, const uint8_t *codes, void *out, int64_t begin, int64_t end) {
     int64_t count = (d->length + d->block - 1) / d->block;
-    uint8_t buffer[256];
     for (int64_t item = begin; item < end; item++) {
         int64_t first = item % count * d->block, start = item / count * d->length + first;
         int64_t stop = start + least(d->length - first, d->block);
+        float factor = d->decode[item];
         for (int64_t at = start; at < stop; at += 256) {
             int64_t n = least(stop - at, 256);
-            const uint8_t *c = unpacked(codes, at, n, buffer);
-            if (d->integer) decode_run(c, out, at, n, d, d->decode[item], 1);
-            else if (n == BLOCK) decode_run(c, out, at, BLOCK, d, d->decode[item], 0);
-            else decode_run(c, out, at, n, d, d->decode[item], 0);
+            if (n == BLOCK) decode_run(codes, out, at, BLOCK, d, factor);
+            else decode_run(codes, out, at, n, d, factor);
         }
     }
 }

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from effml_quant.blocks import Blocks
+from effml_quant.formats import Format
 from effml_quant.kernels.lines import RUN, Lines
 from effml_quant.quantizer import Quantizer
 from effml_quant.rounding import ROUNDINGS
@@ -56,11 +57,12 @@ class _Cast(ctypes.Structure):
 
 
 class _Decode(ctypes.Structure):
+    """As in cast.c."""
+
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("length", "block")),
-        *((name, ctypes.c_int32) for name in ("integer", "code_bits", "man_bits", "special", "has_inf")),
-        *((name, ctypes.c_float) for name in ("unit", "bound")),
-        ("decode", ctypes.c_void_p),
+        ("bound", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("table", "decode")),
     )
 
 
@@ -198,23 +200,31 @@ def values_of(codes: Tensor, decode: Tensor, q: Quantizer, shape: tuple[int, ...
     if lines.inner != 1 or lines.length % group or lines.block % group or decode.numel() != lines.blocks:
         return None
     codes, decode = codes.contiguous().view(torch.uint8), decode.contiguous()
-    bits = 8 if fmt.is_integer and not packed else fmt.elem_bits  # an int8 byte holds a four-bit integer sign-extended
+    table = _table(fmt, kind)
     spec = _Decode(
         length=lines.length,
         block=lines.block,
-        integer=fmt.is_integer,
-        code_bits=bits,
-        man_bits=fmt.man_bits,
-        special=len(fmt.grid) if fmt.has_nan else 1 << 30,
-        has_inf=fmt.has_inf,
-        unit=fmt.spacing if fmt.is_integer else 2.0 ** (127 - fmt.bias),
         bound=torch.finfo(dtype).max,
+        table=table.data_ptr(),
         decode=decode.data_ptr(),
     )
     out = torch.empty(shape, dtype=dtype)
     items = lines.outer * -(-lines.length // lines.block)
     done = _run("DECODE", q, 0, kind, _TYPES[dtype], lines.block, (spec,), (codes, out), items, count)
     return out if done else None
+
+
+@functools.cache
+def _table(fmt: Format, kind: str) -> Tensor:
+    """Return the float32 value of every byte; of every pair of codes, low nibble first."""
+    values = fmt.values()
+    if kind == "NIBBLE":
+        byte = torch.arange(256)
+        return torch.stack([values[byte & 15], values[byte >> 4]], 1).contiguous()
+    if fmt.is_integer:  # a byte holds it sign-extended
+        byte = torch.arange(256)
+        return torch.where(byte < 128, byte, byte - 256) * fmt.spacing
+    return values
 
 
 def _divides(q: Quantizer) -> int:
