@@ -15,7 +15,7 @@ nox.options.sessions = ["lint", "types", "walls", "tests", "integration", "docs"
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
-EXTRAS = {"shared": "[data]", "optim": "[hf]"}  # what a package's own tests need beyond its plain installation
+EXTRAS = {"shared": "[data]", "optim": "[hf]", "quant": "[hf]"}  # what a package's own tests need beyond its plain installation
 SOURCES = [f"{path}/src" for path in PACKAGES.values()]
 FAST = ["-m", "not slow and not gpu"]
 # Two processes of one thread: the tests' tensors are tiny, and threads that wait would take the other's core.
@@ -93,7 +93,7 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
-@nox.parametrize("package", ["shared", "optim"], ids=["shared", "optim"])
+@nox.parametrize("package", ["shared", "optim", "quant"], ids=["shared", "optim", "quant"])
 def lowest(session: nox.Session, package: str) -> None:
     """Unit tests against the lowest versions that the package says it supports."""
     session.install("--resolution", "lowest-direct", *groups("test"), *editable(*dict.fromkeys(["shared", package])))

@@ -23,14 +23,11 @@ pack is to four- and eight-bit codes with scales, unpack the way back, dual the 
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,11 +35,12 @@ import torch
 from effml_quant import Quantizer, __version__, fake_quantize
 from effml_quant.casting import plain_cast
 from effml_quant.kernels import cast_both, codes_of, values_of
+from timing import Contenders, say, table, timed
 from torch import Tensor
 
 FORMATS = {"mxfp8_e4m3": "E4M3", "mxfp8_e5m2": "E5M2", "mxfp6_e2m3": "E2M3", "mxfp4": "E2M1"}
 MORE = {"nvfp4": {}, "mxint8": {}, "int4": {"granularity": ("group", 32)}, "int8": {"granularity": "channel"}}
-Contenders = dict[str, Callable[[], Any]]
+KEYS = ("case", "format", "millions", "dtype", "contender", "ms", "gb_s", "copies", "ours_is_faster", "equal")
 
 
 def emulated(x: Tensor, q: Quantizer) -> Tensor:
@@ -78,19 +76,6 @@ def torchao_cast(fmt: str) -> Callable[[Tensor], Tensor] | None:
 def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
-
-
-def timed(contenders: Contenders, samples: int) -> dict[str, list[float]]:
-    """Return milliseconds of every sample; contenders take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(samples + 1):
-        for name, function in contenders.items():
-            gc.collect()
-            start = time.perf_counter()
-            function()
-            if turn:  # the first is the warm-up
-                seconds[name].append((time.perf_counter() - start) * 1e3)
-    return seconds
 
 
 def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -202,18 +187,6 @@ def described(
         }
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def table(rows: list[dict[str, Any]]) -> None:
-    keys = ("case", "format", "millions", "dtype", "contender", "ms", "gb_s", "copies", "ours_is_faster", "equal")
-    cells = [[str(row[key]) for key in keys] for row in rows]
-    widths = [max(map(len, column)) for column in zip(keys, *cells, strict=True)]
-    for line in (list(keys), *cells):
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=int, nargs="+", default=[16, 64], help="elements, in units of 2^20")
@@ -238,7 +211,7 @@ def main() -> None:
         if not row["equal"]:
             say(f"{row['contender']} differs from ours on {row['case']} {row['format']} {row['dtype']}")
     if options.table:
-        table(found)
+        table(found, KEYS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import effml_quant
 
 
-def test_version_is_the_distributions_version():
+def test_the_version_is_the_distributions_and_every_public_name_is_there():
     assert effml_quant.__version__ == "0.1.0"
-    assert effml_quant.__all__ == ["__version__"]
+    assert all(hasattr(effml_quant, name) for name in effml_quant.__all__)
+    assert effml_quant.__all__ == sorted(effml_quant.__all__, key=lambda name: (not name[0].isupper(), name))

@@ -1,4 +1,4 @@
-"""effml-quant: microscaling formats, training in low precision and its instabilities, LOTION."""
+"""effml-quant: number formats to the bit, training in low precision and its instabilities, LOTION."""
 
 from importlib.metadata import version
 

@@ -11,9 +11,8 @@ import math
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor
-
 from effml_shared.errors import ConfigError
+from torch import Tensor
 
 __all__ = ["Block", "Blocks"]
 
@@ -50,15 +49,19 @@ class Blocks(NamedTuple):
         ndim = len(shape)
         if block == "tensor" or (block == "channel" and ndim == 0):
             return cls(shape, shape, (1, math.prod(shape)), (1,), (1,) * ndim, (1, 1))
-        if block == "channel":
-            view = (shape[0], math.prod(shape[1:]))
-            return cls(shape, shape, view, (1,), (shape[0],) + (1,) * (ndim - 1), (shape[0], 1))
-        cuts = {axis: block} if isinstance(block, int) else dict(zip((-2, -1), block, strict=True))
+        if isinstance(block, str):
+            rows = (shape[0], math.prod(shape[1:]))
+            return cls(shape, shape, rows, (1,), (shape[0],) + (1,) * (ndim - 1), (shape[0], 1))
+        cuts = {axis: block} if isinstance(block, int) else {-2: block[0], -1: block[1]}
         if any(not -ndim <= a < ndim for a in cuts):
             wanted = f"axis {axis}" if isinstance(block, int) else f"tiles of {block[0]} x {block[1]}"
             raise ConfigError(f"axis: got a tensor of shape {tuple(shape)}, expected one that has {wanted}")
-        sizes = {a % ndim: int(size) for a, size in cuts.items()}
-        padded, view, dims, scales, broadcast = [], [], [], [], []
+        sizes = {a % ndim: size for a, size in cuts.items()}
+        padded: list[int] = []
+        view: list[int] = []
+        dims: list[int] = []
+        scales: list[int] = []
+        broadcast: list[int] = []
         for a, n in enumerate(shape):
             size = sizes.get(a)
             if size is None:

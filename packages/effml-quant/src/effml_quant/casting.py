@@ -2,16 +2,20 @@
 
     a = max |x| per block;  scale from a;  z = |x| / scale;  p = min(round(z), largest);  result = sign(x) p scale
 
-Both are the same arithmetic, so `fake_quantize(x) == quantize(x).dequantize()` bit for bit. float16 and bfloat16 are
-computed in float32, float64 in itself. This module is the plain version: any axis and length, autograd, vmap and
-`torch.compile`. What is large and lies plainly in memory takes one pass over it in `effml_quant.kernels`.
+Both are the same arithmetic, so `fake_quantize(x) == quantize(x).dequantize()` bit for bit, but that an integer's zero
+has no sign. float16 and bfloat16 are computed in float32, float64 in itself. This module is the plain version: any axis
+and length, autograd, vmap and `torch.compile`. What is large and lies plainly in memory takes one pass over it in
+`effml_quant.kernels`.
 """
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from effml_shared.errors import ConfigError, NonFiniteError
 from torch import Tensor
 
 from effml_quant import kernels
@@ -20,9 +24,10 @@ from effml_quant.formats import Format
 from effml_quant.quantizer import Quantizer
 from effml_quant.rounding import decode, encode, round_magnitude, uniform
 from effml_quant.scales import BlockScale, block_scale, decode_factor, tensor_scale
-from effml_shared.errors import ConfigError, NonFiniteError
 
 __all__ = ["Codes", "Grid", "dequantize_blocks", "fake_quantize", "plain_cast", "quantize_blocks", "to_grid"]
+
+_log = logging.getLogger(__name__)
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -76,8 +81,16 @@ def draw_seed(q: Quantizer, generator: torch.Generator | None, device: torch.dev
         return None
     if generator is None and torch.are_deterministic_algorithms_enabled():
         raise ConfigError("generator: got None under deterministic algorithms, expected a torch.Generator")
+    if q.scale_kind == "e8m0" and q.scale_rule in ("floor", "even") and not torch.compiler.is_compiling():
+        _say_biased(q.scale_rule)
     where = device if generator is None else generator.device
     return torch.randint(2**62, (), generator=generator, device=where).to(device)
+
+
+@cache
+def _say_biased(rule: str) -> None:
+    """Say once that values above the largest one saturate, so that rounding up as often as due is not unbiased."""
+    _log.warning("stochastic rounding is biased under scale_rule=%r, where values saturate; use 'rceil'", rule)
 
 
 def to_grid(
@@ -96,6 +109,7 @@ def to_grid(
     minmax = None
     if view.numel() == 0:
         amax = view.new_zeros(blocks.broadcast)
+        minmax = (amax, amax)
     elif q.scale_kind == "none":
         amax = view.new_ones([1] * view.ndim)
     else:

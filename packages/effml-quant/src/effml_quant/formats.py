@@ -20,7 +20,6 @@ from functools import cached_property
 from types import MappingProxyType
 
 import torch
-
 from effml_shared.errors import ConfigError
 
 __all__ = ["Format", "find_format", "formats"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import ast
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from dataclasses import astuple, dataclass, replace
+from functools import cache
 from typing import Any
+
+from effml_shared.errors import ConfigError
 
 from effml_quant.blocks import Block
 from effml_quant.formats import Format, find_format
 from effml_quant.rounding import ROUNDINGS
-from effml_shared.errors import ConfigError
 
 __all__ = ["SCALE_RULES", "Quantizer"]
 
@@ -115,17 +116,17 @@ class Quantizer:
         given = (self.granularity, self.block_size, self.format.block, "tensor")
         return next(block for block in given if block is not None)
 
-    @cached_property
+    @property
     def spec(self) -> str:
-        """This quantiser as one line of JSON, which `from_spec` reads."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """This quantiser as a literal of plain tuples, which `from_spec` reads: what a compiled graph can hold."""
+        return repr(astuple(self))
 
     @staticmethod
     @cache
     def from_spec(spec: str) -> Quantizer:
         """Return the quantiser of a `spec`."""
-        fields = json.loads(spec)
-        return Quantizer(Format(**fields.pop("format")), **fields)
+        fmt, *fields = ast.literal_eval(spec)
+        return Quantizer(Format(*fmt), *fields)
 
     def replace(self, **fields: Any) -> Quantizer:
         """Return a variant."""

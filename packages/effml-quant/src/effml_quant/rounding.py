@@ -77,7 +77,7 @@ def _round_wide(z: Tensor, fmt: Format, rounding: str, noise: Tensor | None) -> 
     elif rounding == "away":
         bits = bits + (1 << (drop - 1))
     elif rounding == "stochastic":
-        bits = bits + (noise * float(1 << drop)).to(torch.int32)  # type: ignore[operator]
+        bits = bits + (noise * float(1 << drop)).to(torch.int32)  # type: ignore[operator, union-attr]
     return (bits & -(1 << drop)).view(torch.float32)
 
 

@@ -146,6 +146,6 @@ def _asymmetric(amax: Tensor, q: Quantizer, minmax: tuple[Tensor, Tensor], finit
     low, high = minmax[0].clamp(max=0), minmax[1].clamp(min=0)
     scale = (high / 2 - low / 2) / (codes / 2)  # halves: the difference itself may overflow
     scale = torch.where(scale == 0, 1.0, scale)
-    zero = torch.where(finite, (-low / scale).round(), 0.0)
+    zero = torch.where(finite, (-low / scale).round().clamp(max=codes), 0.0)  # a subnormal scale is a coarse one
     scale = torch.where(finite, scale, torch.nan)
     return BlockScale(scale, None, scale, codes - zero, zero, zero.to(torch.int32))

@@ -155,7 +155,7 @@ def codes_of(
     lines, bits = Lines.of(tuple(x.shape), q), q.format.elem_bits
     output = "CODE"
     if packed:
-        group = {4: 2, 6: 4}.get(bits)
+        group = {4: 2, 6: 4 if not q.format.is_integer else None}.get(bits)
         if group is None or lines.inner != 1 or lines.length % group or lines.block % group:
             return None
         output = "NIBBLE" if bits == 4 else "SIXBIT"
