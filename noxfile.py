@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
 EXTRAS = {"shared": "[data]", "optim": "[hf]", "quant": "[hf]"}  # what a package's own tests need beyond its plain installation
+PEERS = {"quant": ["quant-peers"]}  # what only one package's tests compare with
 SOURCES = [f"{path}/src" for path in PACKAGES.values()]
 FAST = ["-m", "not slow and not gpu"]
 # Two processes of one thread: the tests' tensors are tiny, and threads that wait would take the other's core.
@@ -59,7 +60,7 @@ def walls(session: nox.Session) -> None:
 @nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
 def tests(session: nox.Session, package: str) -> None:
     """Unit tests of one package, with only that package and the core installed."""
-    session.install(*groups("test", "peers"), *editable(*dict.fromkeys(["shared", package])))
+    session.install(*groups("test", "peers", *PEERS.get(package, [])), *editable(*dict.fromkeys(["shared", package])))
     session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 

@@ -6,7 +6,8 @@ instead of O(tokens x vocabulary), for a fourth product with the head beside the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,28 +56,30 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, *, z_loss: float = 0.0) -
 
 def chunked_cross_entropy(
     hidden: Tensor,
-    weight: Tensor,
+    head: Tensor | Callable[[Tensor], Tensor],
     targets: Tensor,
     *,
     chunk: int = 2048,
     vocab_size: int | None = None,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return `cross_entropy_sum(hidden @ weight.T, targets)` with the logits of at most `chunk` tokens alive.
+    """Return `cross_entropy_sum(head(hidden), targets)` with the logits of at most `chunk` tokens alive.
 
-    hidden (..., dim), targets (...), weight (rows, dim), whose rows from vocab_size on stay out of the softmax.
+    hidden (..., dim), targets (...). head: a module or function to logits (..., rows), or its weight (rows, dim); rows
+    from vocab_size on stay out of the softmax.
     """
 
-    def piece(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return cross_entropy_sum(F.linear(hidden, weight)[:, :vocab_size], targets, z_loss=z_loss)
+    def piece(hidden: Tensor, head: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(hidden, head) if isinstance(head, Tensor) else head(hidden)
+        return cross_entropy_sum(logits[:, :vocab_size], targets, z_loss=z_loss)
 
     if chunk < 1:
         raise ConfigError(f"chunk: got {chunk}, expected at least 1 token")
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     if len(targets) <= chunk:  # a single chunk would be alive in the backward pass anyway: nothing to recompute for
-        return piece(hidden, weight, targets)
+        return piece(hidden, head, targets)
     sums = [
-        checkpoint(piece, h, weight, t, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(piece, h, head, t, use_reentrant=False, preserve_rng_state=False)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.stack([s for s, _ in sums]).sum(), torch.stack([n for _, n in sums]).sum()

@@ -118,9 +118,11 @@ class Transformer(nn.Module):
         kept = (*states, x) if hidden_states else ()
 
         vocab_size = self.config.vocab_size
-        head: Any = self.model["embed_tokens"] if self.lm_head is None else self.lm_head
+        # Called as a module, since others may have put more than a product there; a tied head is only a weight.
+        head: Any = self.lm_head if self.lm_head is not None else self.model["embed_tokens"].weight
         if labels is None:
-            logits = F.linear(x[:, -logits_to_keep:], head.weight)
+            kept_x = x[:, -logits_to_keep:]
+            logits = F.linear(kept_x, head) if isinstance(head, Tensor) else head(kept_x)
             logits[..., vocab_size:] = -math.inf
             return TransformerOutput(logits=logits, hidden_states=kept)
         counted = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
@@ -128,7 +130,7 @@ class Transformer(nn.Module):
             x, labels, counted = x[:, :-1], labels[:, 1:], counted[:, 1:] & counted[:, :-1]
             counted = counted if doc_ids is None else counted & (doc_ids.diff() == 0)
         targets = labels.masked_fill(~counted, IGNORE_INDEX)
-        loss = chunked_cross_entropy(x, head.weight, targets, chunk=loss_chunk, vocab_size=vocab_size, z_loss=z_loss)
+        loss = chunked_cross_entropy(x, head, targets, chunk=loss_chunk, vocab_size=vocab_size, z_loss=z_loss)
         return TransformerOutput(None, *loss, hidden_states=kept)
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

@@ -52,13 +52,17 @@ class Grid(NamedTuple):
 
 def check_input(x: Any, q: Quantizer) -> None:
     """Raise a `ConfigError` unless x is a dense floating tensor that q can cut; NonFiniteError if q says so."""
-    if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout != torch.strided:
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS or not _is_dense(x):
         got = f"{x.dtype} ({x.layout})" if isinstance(x, Tensor) else type(x).__name__
         raise ConfigError(f"x: got {got}, expected a dense float16, bfloat16, float32 or float64 tensor")
     Blocks.cut(tuple(x.shape), q.axis, q.block)
     if q.nonfinite == "raise" and not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).sum())
         raise NonFiniteError(f"x: got {bad} of {x.numel()} values NaN or infinite; nonfinite='nan_block' lets them by")
+
+
+def _is_dense(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or x.layout == torch.strided  # which a traced backward pass cannot be asked
 
 
 def check_global_scale(global_scale: Any, q: Quantizer, device: torch.device) -> Tensor | None:
