@@ -135,13 +135,6 @@ def test_names_and_aliases():
         formats["mine"] = formats["int4"]
 
 
-def test_a_continuous_scale_changes_nothing_else():
-    fmt = formats["mxfp4"].continuous()
-    assert fmt.scale == "float32"
-    assert fmt.grid == formats["mxfp4"].grid
-    assert formats["int4"].continuous() is formats["int4"]
-
-
 @pytest.mark.parametrize("wrong", ["mxfp5", "", "E4M3", 3, None, torch.float8_e4m3fn])
 def test_unknown_formats_name_the_nearest(wrong):
     with pytest.raises(ConfigError, match=r"^format: got .*, did you mean '\w+'\? \(all: mxfp8_e4m3, "):

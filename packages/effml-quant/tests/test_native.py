@@ -1,6 +1,5 @@
 """The C kernels equal the plain version bit by bit, whatever the tensor, and step aside where they cannot."""
 
-import logging
 import os
 
 import hypothesis.strategies as st
@@ -142,49 +141,6 @@ def test_threads_share_a_tensor():
             assert torch.equal(native.cast(x, q), expected)
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def nothing_built(monkeypatch):
-    for cached in (native._library, native._compiler, native._cache_directory):
-        cached.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    for cached in (native._library, native._compiler, native._cache_directory):
-        cached.cache_clear()
-
-
-def test_without_a_compiler_the_plain_version_serves_and_says_so_once(nothing_built, caplog):
-    x = torch.randn(8, 32)
-    nothing_built.setenv("PATH", "")
-    nothing_built.delenv("CC", raising=False)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert torch.equal(fake_quantize(x, "mxfp4"), plain_cast(x, Quantizer("mxfp4")))
-    assert [record.message for record in caplog.records] == [
-        "no C compiler found (cc, gcc, clang), so casts on the CPU take the plain path"
-    ]
-
-
-def test_a_compiler_that_fails_is_no_error(nothing_built, tmp_path, caplog):
-    broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
-    broken.chmod(0o755)
-    nothing_built.setenv("CC", str(broken))
-    nothing_built.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    x = torch.randn(8, 32)
-    assert torch.equal(fake_quantize(x, "mxfp4"), plain_cast(x, Quantizer("mxfp4")))
-    assert "no such luck" in caplog.text
-    assert list((tmp_path / "cache" / "effml-quant").iterdir()) == []
-
-
-def test_libraries_are_not_loaded_from_a_directory_that_others_can_write(nothing_built, tmp_path):
-    cache = tmp_path / "effml-quant"
-    cache.mkdir()
-    cache.chmod(0o777)
-    nothing_built.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert native._cache_directory() != cache
-    assert native.is_available()
 
 
 def test_a_forked_child_has_threads_of_its_own():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
@@ -188,10 +188,6 @@ class Format:
             above[0] = math.inf
         positive = torch.tensor([*self.grid, *above], dtype=torch.float32)
         return torch.cat([positive, -positive])
-
-    def continuous(self) -> Format:
-        """Return the same elements under a real-valued (float32) scale, block by block."""
-        return self if self.scale in ("float32", "none") else replace(self, scale="float32")
 
 
 def _standard() -> Mapping[str, Format]:

@@ -104,7 +104,8 @@ class Quantizer:
     @property
     def scale_kind(self) -> str:
         """`"e8m0"`, `"e4m3"`, `"float32"` or `"none"`: what scales this quantiser really makes."""
-        return self.format.continuous().scale if self.scale == "continuous" else self.format.scale
+        real = self.scale == "continuous" and self.format.scale != "none"
+        return "float32" if real else self.format.scale
 
     @property
     def block(self) -> Block:

@@ -1,23 +1,16 @@
 """Casts on the CPU in one pass over memory, through the system's C compiler; without one, the plain version serves.
 
-`cast.c` is built for this machine at first use (a fraction of a second per combination of types and rounding) and kept
-in the user's cache directory (`$XDG_CACHE_HOME/effml-quant`, else `~/.cache/effml-quant`). Results equal the plain
-version's bit by bit. Cost per element: one read and one write, which is what bounds it; see `benchmarks/bench_cast.py`.
+`cast.c` is built for this machine at first use, once per combination of types and rounding (see `compiler`). Results
+equal the plain version's bit by bit. Cost per element: one read and one write, which is what bounds it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import itertools
-import logging
 import math
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +20,7 @@ from torch import Tensor
 
 from effml_quant.blocks import Blocks
 from effml_quant.formats import Format
+from effml_quant.kernels import compiler
 from effml_quant.kernels.lines import RUN, Lines
 from effml_quant.quantizer import Quantizer
 from effml_quant.rounding import ROUNDINGS
@@ -34,9 +28,7 @@ from effml_quant.scales import BlockScale, block_scale, carry, tensor_scale
 
 __all__ = ["cast", "cast_both", "codes_of", "is_available", "values_of"]
 
-_log = logging.getLogger(__name__)
-
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
+_SOURCE = Path(__file__).with_name("cast.c")
 _TYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 _LANES = 64  # as in cast.c
 _ALONE = 1 << 17  # elements below which a second thread costs more than it gives
@@ -73,7 +65,8 @@ def _items(lines: Lines) -> int:
 
 def is_available() -> bool:
     """Say whether this machine has a C compiler that builds the kernels."""
-    return _library("AMAX", "NEAREST_EVEN", 0, "FLOAT32", "FLOAT32", 32) is not None
+    defines = ("AMAX", "ROUNDING=NEAREST_EVEN", "DIVIDE=0", "INPUT=FLOAT32", "OUTPUT=FLOAT32", "BLOCK=32")
+    return compiler.library(_SOURCE, defines) is not None
 
 
 def _serves(x: Tensor, q: Quantizer) -> bool:
@@ -305,7 +298,9 @@ def _run(
 ) -> bool:
     """Run a kernel over all its items on torch's number of threads; False if it cannot be built."""
     rounding = ("NEAREST_EVEN", "NEAREST_AWAY", "TOWARD_ZERO", "STOCHASTIC")[ROUNDINGS.index(q.rounding)]
-    library = _library(kernel, rounding, divide, source, target, block if block in (16, 32, 64, 128) else 32)
+    names = {"ROUNDING": rounding, "DIVIDE": divide, "INPUT": source, "OUTPUT": target}
+    names["BLOCK"] = block if block in (16, 32, 64, 128) else 32
+    library = compiler.library(_SOURCE, (kernel, *(f"{name}={value}" for name, value in names.items())))
     if library is None:
         return False
     function = library.kernel
@@ -324,64 +319,3 @@ def _run(
 def _pool(pid: int) -> ThreadPoolExecutor:
     """Return this process's threads: a forked child has none of its parent's."""
     return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="effml-cast")
-
-
-@functools.cache
-def _library(kernel: str, rounding: str, divide: int, source: str, target: str, block: int) -> ctypes.CDLL | None:
-    """Build or find the library of one combination; None, said once, where there is no compiler that does."""
-    compiler = _compiler()
-    if compiler is None:
-        return None
-    code = Path(__file__).with_name("cast.c").read_bytes()
-    names = {"ROUNDING": rounding, "DIVIDE": divide, "INPUT": source, "OUTPUT": target, "BLOCK": block}
-    defines = [f"-D{kernel}", *(f"-D{name}={value}" for name, value in names.items())]
-    key = hashlib.sha256(b"\0".join([code, _machine(), *map(str.encode, (compiler, *_FLAGS, *defines))])).hexdigest()
-    try:
-        directory = _cache_directory()
-        path = directory / f"{kernel.lower()}-{key[:24]}.so"
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=directory) as scratch:
-                built = Path(scratch) / "cast.so"
-                source_file = Path(__file__).with_name("cast.c")
-                command = [compiler, *_FLAGS, *defines, str(source_file), "-o", str(built), "-lm"]
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-                built.replace(path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        _log.warning("the C kernel could not be built, so casts take the plain path: %s", str(reason).splitlines()[0])
-        return None
-
-
-@functools.cache
-def _compiler() -> str | None:
-    found = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
-    if found is None:
-        _log.warning("no C compiler found (cc, gcc, clang), so casts on the CPU take the plain path")
-    return found
-
-
-@functools.cache
-def _machine() -> bytes:
-    """Return what tells one processor's instructions from another's: homes are shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().split(b"\n")
-        flags = next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
-    except OSError:
-        flags = platform.version().encode()
-    return platform.machine().encode() + platform.system().encode() + flags
-
-
-@functools.cache
-def _cache_directory() -> Path:
-    """Return a directory that only this user can write, so that nobody else's code is loaded from it."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(home) / "effml-quant"
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(directory, os.W_OK):
-            return directory
-    except (OSError, RuntimeError):
-        _log.info("%s cannot be used; kernels are built anew in every process", directory)
-    return Path(tempfile.mkdtemp(prefix="effml-quant-"))
