@@ -56,7 +56,7 @@ class ProgressBar(Hook):
             speed = (clock.tokens - self._first.tokens) / max(clock.seconds - self._first.seconds, 1e-9)
             shown.append(f"{speed:,.0f} tok/s")
         if self._expected:
-            left = (self._expected - self._done) * (now - self._begun) / self._worked
+            left = max(self._expected - self._done, 0) * (now - self._begun) / self._worked
             shown.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
         if self._bars is not None:
             self._bars.update(self._task, completed=self._position(loop), note="  ".join(shown))

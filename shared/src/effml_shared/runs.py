@@ -53,6 +53,7 @@ class Run:
     def __init__(self, path: str | Path, *, watch: list[Hook] | None = None) -> None:
         self.path = Path(path)
         self.watch = watch or []
+        self._recorded: set[str] = set()  # trials that this session has begun
         try:
             self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
             self.summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
@@ -119,7 +120,10 @@ class Run:
         if name not in self.summary["trials"]:
             directory = self.path / "checkpoints" / name.replace("/", "_")
             checkpoints = Checkpoints(directory, mesh=mesh)
-            recorder: list[Hook] = [_Recorder(self.path / "metrics.jsonl", name)] if distributed.is_main() else []
+            # Lines behind a checkpoint can stand there from another session's last trial, or of this very trial.
+            stale = not self._recorded or name in self._recorded
+            self._recorded.add(name)
+            recorder = [_Recorder(self.path / "metrics.jsonl", name, stale)] if distributed.is_main() else []
             result = train(Trial(name, checkpoints, [*recorder, *self.watch]))
             self.update(trials={**self.summary["trials"], name: _finite(result)})
             checkpoints.remove()
@@ -141,16 +145,17 @@ class Run:
 
 
 class _Recorder(Hook):
-    """Append a line per step and evaluation; on resume, first drop what lies after the checkpoint."""
+    """Append a line per step and evaluation; if there may be any, first drop those of the trial after its checkpoint."""
 
-    def __init__(self, path: Path, trial: str) -> None:
-        self.path, self.trial = path, trial
+    def __init__(self, path: Path, trial: str, stale: bool) -> None:
+        self.path, self.trial, self.stale = path, trial, stale
 
     def on_start(self, loop: Loop) -> None:
-        rows = _rows(self.path)
-        kept = [row for row in rows if row["trial"] != self.trial or row["step"] <= loop.clock.step]
-        if self.path.exists():
+        if self.stale and self.path.exists():
+            rows = _rows(self.path)
+            kept = [row for row in rows if row["trial"] != self.trial or row["step"] <= loop.clock.step]
             _write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.stale = True  # should the trial start another loop
         self.file = self.path.open("a", buffering=1)
 
     def on_step(self, loop: Loop, metrics: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from effml_shared.errors import ConfigError, NonFiniteError
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from effml_quant import kernels
 from effml_quant.blocks import Blocks
@@ -304,4 +305,12 @@ def fake_quantize(
             raise ConfigError("out: got tensors that require gradients, expected torch.no_grad() around the call")
         done = kernels.cast(x, q, seed, total, out)
         return out if done is not None else out.copy_(plain_cast(x, q, seed, total))
+    if pass_through == "all" and not _is_differentiated(x):
+        done = kernels.cast(x, q, seed, total)
+        if done is not None:  # which means a tensor with memory of its own, and none of functorch
+            return done
     return _FakeQuantize.apply(x, seed, total, q, pass_through == "clipped")[0]
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    return (torch.is_grad_enabled() and x.requires_grad) or unpack_dual(x).tangent is not None

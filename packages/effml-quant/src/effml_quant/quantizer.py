@@ -6,7 +6,7 @@ import ast
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from effml_shared.errors import ConfigError
 
@@ -41,6 +41,10 @@ class Quantizer:
             (a / max), and for integers `"torchao"` (2a over all codes, the most negative included) or `"asymmetric"`
             (zero point). None: the first.
 
+    Attributes:
+        scale_kind: `"e8m0"`, `"e4m3"`, `"float32"` or `"none"`: what scales this quantiser really makes.
+        block: what `Blocks.cut` takes.
+
     Raises:
         ConfigError: a value is unknown, or two contradict each other.
     """
@@ -54,6 +58,8 @@ class Quantizer:
     rounding: str = "rne"
     nonfinite: str = "nan_block"
     recipe: str | None = None
+    scale_kind: ClassVar[str]
+    block: ClassVar[Block]
 
     def __init__(self, format: str | Format, *args: Any, **fields: Any) -> None:
         """Coerce names and lists to what the fields hold."""
@@ -67,6 +73,10 @@ class Quantizer:
         for name in names:
             value = given.get(name, getattr(type(self), name))
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        # Derived here once: a training step asks for them at every cast.
+        real = self.scale == "continuous" and self.format.scale != "none"
+        object.__setattr__(self, "scale_kind", "float32" if real else self.format.scale)
+        object.__setattr__(self, "block", self._block())
         self._check()
 
     def _check(self) -> None:
@@ -101,15 +111,7 @@ class Quantizer:
         if kind == "e4m3" and block not in (16, (16, 16)):
             raise ConfigError(f"block_size: got {block!r}, expected 16 or (16, 16) for {fmt.name}")
 
-    @property
-    def scale_kind(self) -> str:
-        """`"e8m0"`, `"e4m3"`, `"float32"` or `"none"`: what scales this quantiser really makes."""
-        real = self.scale == "continuous" and self.format.scale != "none"
-        return "float32" if real else self.format.scale
-
-    @property
-    def block(self) -> Block:
-        """What `Blocks.cut` takes."""
+    def _block(self) -> Block:
         if isinstance(self.granularity, tuple):
             if len(self.granularity) != 2 or self.granularity[0] != "group":
                 raise ConfigError(f"granularity: got {self.granularity!r}, expected ('group', size)")

@@ -22,6 +22,7 @@ import torch
 from effml_shared.errors import ConfigError
 from torch import Tensor, nn
 
+from effml_quant import kernels
 from effml_quant.casting import fake_quantize
 from effml_quant.precision.hadamard import hadamard_rotate
 from effml_quant.precision.scheme import PrecisionScheme
@@ -217,22 +218,31 @@ class _Linear(torch.autograd.Function):
         dx = dw = db = None
         with without_autocast(g):
             g = round_to(g, vector)
+            by_token = scheme.dw_axis == "tokens" or g.ndim < 3
+            rows = columns = None
+            if weight is not None and x is not None and by_token and not scheme.hadamard and not g.is_cuda:
+                rows, columns = _both_ways(_tokens(g), g_dx, g_dw)
             if weight is not None:
-                gq, wq = operands(_tokens(g), g_dx, round_to(weight, vector), w_bwd)
+                g_rows = (_tokens(g), g_dx) if rows is None else (rows, None)
+                gq, wq = operands(*g_rows, round_to(weight, vector), w_bwd)
                 dx = round_to(multiply(gq, wq), vector).to(ctx.x_dtype).reshape(ctx.x_shape)
             if x is not None:
                 x = round_to(x, vector)
-                if scheme.dw_axis == "tokens" or x.ndim < 3:
-                    g_blocks, x_blocks = _tokens(g), _tokens(x)
-                else:
-                    g_blocks, x_blocks = g, x
+                g_blocks, x_blocks = (_tokens(g), _tokens(x)) if by_token else (g, x)
                 if quantize and scheme.hadamard:
                     g_blocks, x_blocks = hadamard_rotate(_wide(g_blocks)), hadamard_rotate(_wide(x_blocks))
-                gq, xq = operands(g_blocks, g_dw, x_blocks, a_bwd)
+                g_columns = (g_blocks, g_dw) if columns is None else (columns, None)
+                gq, xq = operands(*g_columns, x_blocks, a_bwd)
                 dw = round_to(multiply(_tokens(gq).t(), _tokens(xq)), vector).to(ctx.weight_dtype)
             if ctx.needs_input_grad[2]:
                 db = round_to(_wide(_tokens(g)).sum(0), vector).to(ctx.bias_dtype)
         return dx, dw, db, None, None
+
+
+def _both_ways(g: Tensor, rows: Quantizer | None, columns: Quantizer | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return a matrix quantised along both axes in one pass over it, or nothing where there is no such pass."""
+    done = None if rows is None or columns is None else kernels.cast_both(g, rows, columns)
+    return (None, None) if done is None else done
 
 
 def _tokens(x: Tensor) -> Tensor:
