@@ -83,7 +83,8 @@ class TrainingBench:
         order: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         return Loader(self.data.dataset, seed=seeding.derive_seed(seed, "data"), **order)
 
-    def _model(self, seed: int) -> Transformer:
+    def model(self, seed: int) -> nn.Module:
+        """Return an untrained model; a subclass may train another one that takes the same batches."""
         return Transformer(self.model_config, seed=seeding.derive_seed(seed, "model")).to(self.device)
 
     @property
@@ -93,7 +94,7 @@ class TrainingBench:
 
     def _measure(self) -> str:
         rows = torch.arange(min(self.rows, len(self.held_out)))
-        return faster_precision(self._model(0), _loss, self.held_out.batch(rows.numpy()))
+        return faster_precision(self.model(0), _loss, self.held_out.batch(rows.numpy()))
 
     def train(
         self,
@@ -125,7 +126,7 @@ class TrainingBench:
         config = self.config
 
         def body(trial: Trial) -> dict[str, Any]:
-            model = distributed.parallelize(self._model(seed), "ddp")
+            model = distributed.parallelize(self.model(seed), "ddp")
             more: Mapping[str, Any] = {}
             step = GradientStep(
                 model,
