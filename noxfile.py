@@ -133,7 +133,7 @@ def wheels(session: nox.Session, package: str) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks of one package against its peers (`nox -s bench -- optim`): one JSON line per case, and a table."""
     session.install(*groups("bench"), *editable(*PACKAGES))
-    for name in session.posargs or ["optim"]:
+    for name in session.posargs or ["optim", "quant"]:
         for script in sorted((ROOT / PACKAGES[name] / "benchmarks").glob("bench_*.py")):
             session.run("python", str(script), "--table")
 

@@ -145,7 +145,7 @@ class Run:
 
 
 class _Recorder(Hook):
-    """Append a line per step and evaluation; if there may be any, first drop those of the trial after its checkpoint."""
+    """Append a line per step and evaluation; where there may be some, first drop the trial's after its checkpoint."""
 
     def __init__(self, path: Path, trial: str, stale: bool) -> None:
         self.path, self.trial, self.stale = path, trial, stale
