@@ -35,7 +35,7 @@ import torch
 from effml_quant import Quantizer, __version__, fake_quantize
 from effml_quant.casting import plain_cast
 from effml_quant.kernels import cast_both, codes_of, values_of
-from timing import Contenders, say, table, timed
+from timing import Contenders, publish, say, timed
 from torch import Tensor
 
 FORMATS = {"mxfp8_e4m3": "E4M3", "mxfp8_e5m2": "E5M2", "mxfp6_e2m3": "E2M3", "mxfp4": "E2M1"}
@@ -204,14 +204,7 @@ def main() -> None:
     else:
         say("torchao is not installed and left out: uv pip install torchao")
     print(json.dumps({"versions": versions, "machine": platform.processor() or platform.machine(), **vars(options)}))
-    found = []
-    for row in cases(options):
-        found.append(row)
-        print(json.dumps(row), flush=True)
-        if not row["equal"]:
-            say(f"{row['contender']} differs from ours on {row['case']} {row['format']} {row['dtype']}")
-    if options.table:
-        table(found, KEYS)
+    publish(cases(options), KEYS, as_table=options.table)
 
 
 if __name__ == "__main__":

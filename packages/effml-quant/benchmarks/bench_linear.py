@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from bench_cast import emulated
 from effml_quant import PrecisionScheme, Quantizer
 from effml_quant.precision.linear import MXLinear
-from timing import Contenders, say, table, timed
+from timing import Contenders, publish, timed
 from torch import Tensor
 
 KEYS = ("format", "tokens", "width", "contender", "ms", "over_linear", "limit_ms", "ours_is_faster", "equal")
@@ -108,14 +108,7 @@ def main() -> None:
     options.shapes = [(2048, 512), (4096, 1024)]
     torch.set_num_threads(options.threads)
     print(json.dumps({"torch": torch.__version__, **vars(options)}))
-    found = []
-    for row in cases(options):
-        found.append(row)
-        print(json.dumps(row), flush=True)
-        if not row["equal"]:
-            say(f"{row['contender']} differs from ours on {row['format']}")
-    if options.table:
-        table(found, KEYS)
+    publish(cases(options), KEYS, as_table=options.table)
 
 
 if __name__ == "__main__":

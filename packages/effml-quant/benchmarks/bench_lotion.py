@@ -20,7 +20,7 @@ import torch
 from effml_quant.lotion import Lotion, LotionConfig
 from effml_shared.steps import language_model_loss
 from effml_shared.transformer import Transformer, TransformerConfig
-from timing import say, table, timed
+from timing import publish, say, timed
 
 KEYS = ("model", "weights", "tokens", "granularity", "step_ms", "lotion_ms", "share_percent", "gb_s")
 MODELS = {
@@ -78,12 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(json.dumps({"torch": torch.__version__, **vars(options)}))
-    found = []
-    for row in cases(options):
-        found.append(row)
-        print(json.dumps(row), flush=True)
-    if options.table:
-        table(found, KEYS)
+    found = publish(cases(options), KEYS, as_table=options.table)
     if any(row["share_percent"] > 5 for row in found):
         say("the penalty takes more than 5% of a step in some case: see share_percent")
 

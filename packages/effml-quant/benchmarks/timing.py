@@ -1,14 +1,15 @@
-"""What the benchmarks of this folder share: contenders that take turns, and a table for people."""
+"""What the benchmarks of this folder share: contenders that take turns, JSON for machines, a table for people."""
 
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["Contenders", "say", "table", "timed"]
+__all__ = ["Contenders", "publish", "say", "timed"]
 
 Contenders = dict[str, Callable[[], Any]]
 
@@ -29,6 +30,19 @@ def timed(contenders: Contenders, samples: int) -> dict[str, list[float]]:
 def say(text: str) -> None:
     """Print for people: stdout is for JSON."""
     print(text, file=sys.stderr, flush=True)
+
+
+def publish(rows: Iterable[dict[str, Any]], keys: Sequence[str], *, as_table: bool) -> list[dict[str, Any]]:
+    """Print each row as JSON when it comes, say which contenders differ, then the table; return the rows."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(json.dumps(row), flush=True)
+        if not row.get("equal", True):
+            say(f"{row['contender']} differs from ours: {row}")
+    if as_table:
+        table(found, keys)
+    return found
 
 
 def table(rows: list[dict[str, Any]], keys: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ from effml_shared.tree import flatten, read_tensors, read_tree, unflatten, write
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["FORMAT", "Checkpoint", "Checkpoints"]
+__all__ = ["FORMAT", "Checkpoint", "Checkpoints", "flush"]
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -122,11 +122,11 @@ class Checkpoints:
         manifest = {"format": FORMAT, "step": step, "world_size": distributed.world_size(), "torch": torch.__version__}
         (partial / "manifest.json").write_text(json.dumps({**manifest, "files": listing, "sharded": sharded}, indent=1))
         for path in [*files, partial / "manifest.json", partial]:
-            _flush(path)
+            flush(path)
         if final.exists():  # a run that went back past a damaged checkpoint reaches its step again
             final.rename(self.directory / f".stale-{final.name}")
         partial.rename(final)
-        _flush(self.directory)
+        flush(self.directory)
         for old in self._steps()[self.keep :]:
             path = self.directory / f"step-{old:08d}"
             path.rename(self.directory / f".stale-{path.name}")  # so that no half-deleted directory is ever found
@@ -180,7 +180,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or a directory's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

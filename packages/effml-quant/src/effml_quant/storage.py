@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from effml_shared.checkpoint import flush
 from effml_shared.errors import CheckpointError, ConfigError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -179,21 +180,13 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> No
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, header)
-        _flush(partial)
+        flush(partial)
         partial.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: got a file that cannot be written ({_line(error)})") from None
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _line(error: BaseException) -> str:
