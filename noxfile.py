@@ -15,7 +15,8 @@ nox.options.sessions = ["lint", "types", "walls", "tests", "integration", "docs"
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
-EXTRAS = {"shared": "[data]", "optim": "[hf]", "quant": "[hf]"}  # what a package's own tests need beyond its plain installation
+# What a package's own tests need beyond its plain installation.
+EXTRAS = {"shared": "[data]", "optim": "[hf]", "quant": "[hf]"}
 PEERS = {"quant": ["quant-peers"]}  # what only one package's tests compare with
 SOURCES = [f"{path}/src" for path in PACKAGES.values()]
 FAST = ["-m", "not slow and not gpu"]
