@@ -123,7 +123,8 @@ def build(session: nox.Session) -> None:
 def wheels(session: nox.Session, package: str) -> None:
     """Install one wheel (and the core's) into an empty environment and run the package's tests against it."""
     (wheel,) = (ROOT / "dist").glob(f"effml_{package}-*.whl")
-    session.install("--find-links", "dist", f"{wheel}{EXTRAS.get(package, '')}")
+    anew = [word for name in ("shared", package) for word in ("--reinstall-package", f"effml-{name}")]
+    session.install("--find-links", "dist", *anew, f"{wheel}{EXTRAS.get(package, '')}")
     where = f"import effml_{package} as m; assert 'site-packages' in m.__file__, m.__file__"
     session.run("python", "-c", where)
     session.install(*groups("test", "peers"))
