@@ -99,7 +99,7 @@ def gpu(session: nox.Session) -> None:
 def lowest(session: nox.Session, package: str) -> None:
     """Unit tests against the lowest versions that the package says it supports."""
     session.install("--resolution", "lowest-direct", *groups("test"), *editable(*dict.fromkeys(["shared", package])))
-    old = ["-W", "default::DeprecationWarning"]  # old releases warn about one another
+    old = ["-W", "default::DeprecationWarning", "-W", "default::UserWarning"]  # old releases warn about one another
     session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, *old, env=ONE_THREAD)
 
 

@@ -226,6 +226,16 @@ def _(x: Tensor, spec: str, seed: Tensor | None, global_scale: Tensor | None) ->
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
+@_opaque_cast.register_vmap
+def _(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    return torch.stack([_opaque_cast(*_sample(arguments, in_dims, i)) for i in range(info.batch_size)]), 0
+
+
+def _sample(arguments: tuple[Any, ...], dims: tuple[int | None, ...], i: int) -> list[Any]:
+    """Return the arguments of one of the calls that vmap makes at once."""
+    return [a if dim is None else a.select(dim, i) for a, dim in zip(arguments, dims, strict=True)]
+
+
 def _cast(x: Tensor, q: Quantizer, seed: Tensor | None, global_scale: Tensor | None) -> Tensor:
     """Take the fastest way: a compiler for GPUs sees the plain version and fuses it with what surrounds it."""
     if torch.compiler.is_compiling() and x.device.type == "cpu":
@@ -237,7 +247,13 @@ def _cast(x: Tensor, q: Quantizer, seed: Tensor | None, global_scale: Tensor | N
 class _FakeQuantize(torch.autograd.Function):
     """Forward: the cast. Backward: the identity, or nothing where the cast saturated."""
 
-    generate_vmap_rule = True
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        """Cast one sample after the other: blocks, seeds and tensor scales are each sample's own."""
+        calls = (_sample(arguments, in_dims, i) for i in range(info.batch_size))
+        outs, masks = zip(*(_FakeQuantize.apply(*call) for call in calls), strict=True)
+        inside = None if masks[0] is None else torch.stack(masks)
+        return (torch.stack(outs), inside), (0, None if inside is None else 0)
 
     @staticmethod
     def forward(x: Tensor, seed: Tensor | None, global_scale: Tensor | None, q: Quantizer, clipped: bool) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from effml_quant.rounding import ROUNDINGS
 __all__ = ["SCALE_RULES", "Quantizer"]
 
 SCALE_RULES = ("floor", "rceil", "ceil", "even", "bump")
+_FORMAT = tuple(field.name for field in dataclasses.fields(Format))
 _RECIPES = {"e4m3": ("te", "torchao"), "float32": ("symmetric", "torchao", "asymmetric")}
 
 
@@ -44,6 +46,7 @@ class Quantizer:
     Attributes:
         scale_kind: `"e8m0"`, `"e4m3"`, `"float32"` or `"none"`: what scales this quantiser really makes.
         block: what `Blocks.cut` takes.
+        spec: the quantiser as a literal of plain tuples, which `from_spec` reads: what a compiled graph can hold.
 
     Raises:
         ConfigError: a value is unknown, or two contradict each other.
@@ -60,6 +63,7 @@ class Quantizer:
     recipe: str | None = None
     scale_kind: ClassVar[str]
     block: ClassVar[Block]
+    spec: ClassVar[str]
 
     def __init__(self, format: str | Format, *args: Any, **fields: Any) -> None:
         """Coerce names and lists to what the fields hold."""
@@ -77,6 +81,8 @@ class Quantizer:
         real = self.scale == "continuous" and self.format.scale != "none"
         object.__setattr__(self, "scale_kind", "float32" if real else self.format.scale)
         object.__setattr__(self, "block", self._block())
+        of_format = tuple(getattr(self.format, name) for name in _FORMAT)
+        object.__setattr__(self, "spec", repr((of_format, *(getattr(self, name) for name in names))))
         self._check()
 
     def _check(self) -> None:
@@ -118,11 +124,6 @@ class Quantizer:
             return self.granularity[1]
         given = (self.granularity, self.block_size, self.format.block, "tensor")
         return next(block for block in given if block is not None)
-
-    @property
-    def spec(self) -> str:
-        """This quantiser as a literal of plain tuples, which `from_spec` reads: what a compiled graph can hold."""
-        return repr(astuple(self))
 
     @staticmethod
     @cache
