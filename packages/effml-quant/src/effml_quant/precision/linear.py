@@ -61,6 +61,17 @@ def mx_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scheme: PrecisionS
     0.9765625
     """
     check_operands(x, weight, scheme)
+    if torch.compiler.is_compiling() and not _TRACEABLE:
+        return _untraced(x, weight, bias, scheme)
+    return _Linear.apply(x, weight, bias, scheme, _output_dtype(x, weight))
+
+
+# The compiler of torch 2.11 makes zeros of this Function's weight gradients; 2.15 is the first checked to be right.
+_TRACEABLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
+
+
+@torch.compiler.disable
+def _untraced(x: Tensor, weight: Tensor, bias: Tensor | None, scheme: PrecisionScheme) -> Tensor:
     return _Linear.apply(x, weight, bias, scheme, _output_dtype(x, weight))
 
 
