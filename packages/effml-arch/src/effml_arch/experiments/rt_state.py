@@ -198,13 +198,13 @@ def _train(config: RtStateConfig, name: str, task_name: str, seed: int, trial: T
         checkpoints=trial.checkpoints,
         seed=seed,
     )
-    right: dict[str, float | None] = {"accuracy": None, "accuracy_twice": None}
+    right: dict[str, float | None]
     try:
         loop.run()
         twice = _measure(model, _at_twice_the_length(task), config.eval_sequences)
         right = {"accuracy": loop.evaluation["accuracy"], "accuracy_twice": twice}
     except NonFiniteError:
-        pass
+        right = {"accuracy": None, "accuracy_twice": None}
     clock = loop.clock
     return {
         "method": name,

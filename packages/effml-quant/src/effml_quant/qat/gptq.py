@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -155,9 +156,8 @@ class _Passes:
 
         handles = [self.modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
         try:
-            self.forward(self.model, batch)
-        except _Seen:
-            pass
+            with suppress(_Seen):
+                self.forward(self.model, batch)
         finally:
             for handle in handles:
                 handle.remove()
