@@ -294,7 +294,8 @@ def test_ddp_and_fsdp_take_a_covered_model(tmp_path):
 
 
 @pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15), reason="before torch 2.15 such layers stay out of graphs"
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15),
+    reason="before torch 2.15 such layers stay out of graphs",
 )
 def test_a_compiled_model_follows_a_switch():
     model, x = nn.Sequential(nn.Linear(64, 32, bias=False), nn.GELU()), batch(8, 64)
