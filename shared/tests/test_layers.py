@@ -126,6 +126,7 @@ def test_a_query_that_sees_nothing_yields_zero(dtype: torch.dtype, bias: bool) -
         ({"n_kv_heads": 3}, "n_kv_heads: got 3, expected a divisor of n_heads=4"),
         ({"d_model": 12}, "n_heads: got heads of 3 channels, expected an even number"),
         ({"position": "learned"}, "position: got 'learned', expected one of rope, alibi, none"),
+        ({"resid_dropout": 1.0}, r"resid_dropout: got 1.0, expected a number in \[0, 1\)"),
         ({"mlp": "swish"}, "mlp: got 'swish', expected one of swiglu, gelu, gelu_tanh, relu"),
         ({"vocab_rows": 100}, "vocab_rows: got 100, expected at least vocab_size=256"),
         ({"n_layers": 0}, "n_layers: got 0, expected more than 0"),
@@ -142,3 +143,25 @@ def test_config_passes_through_omegaconf() -> None:
     merged = OmegaConf.merge(OmegaConf.structured(TINY), {"d_ff": None, "rope_base": 5e5})
     assert OmegaConf.to_object(merged) == replace(TINY, d_ff=None, rope_base=5e5)
     assert TransformerConfig(**asdict(TINY)) == TINY
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_dropout_acts_on_both_branches_in_training(norm_position: str) -> None:
+    config = TransformerConfig(
+        n_layers=2, d_model=8, n_heads=2, position="none", norm_position=norm_position, resid_dropout=0.25
+    )
+    torch.manual_seed(0)
+    block, x = Block(config).double().requires_grad_(False), torch.randn(64, 3, 8).double()
+    plain = Block(replace(config, resid_dropout=0.0)).double()
+    plain.load_state_dict(block.state_dict())
+    torch.testing.assert_close(block.eval()(x, Context()), plain(x, Context()), rtol=0, atol=0)
+    block.train()
+    for silent in (block.mlp.down_proj, block.self_attn.o_proj):
+        kept_weight = silent.weight.clone()
+        silent.weight.zero_()
+        expected = block.eval()(x, Context()) - x
+        added = block.train()(x, Context()) - x
+        kept = added != 0
+        torch.testing.assert_close(added, torch.where(kept, expected / 0.75, 0.0), rtol=0, atol=1e-12)
+        assert 0.65 < kept.double().mean() < 0.85
+        silent.weight.copy_(kept_weight)

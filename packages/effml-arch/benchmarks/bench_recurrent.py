@@ -7,12 +7,19 @@ One JSON line per case on stdout. Before anything is timed, output and gradients
 float64 at a length of 128; `equal` means to 1e-11. Medians, same inputs and process. `peak_mib` is what one pass adds
 to the resident memory of a process of its own (one per contender and length, after a warm-up at a length of 16).
 `growth` is the time over that of the length before.
+
+The package recurrent-transformer-pytorch of lucidrains is timed as well if it is installed: one layer of these sizes in
+its tiled mode, with gates, value MLP, positions and the recurrence within blocks switched off. Time and memory only,
+since its layer is another one: it makes persistent pairs before the feed-forward network, a GEGLU of as many weights,
+and differentiates through the tiles by autograd.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
+import importlib.util
 import json
 import re
 import statistics
@@ -28,12 +35,33 @@ from effml_arch.recurrent.layer import RecurrentTransformerLayer
 from effml_shared.layers import Block, Context
 
 KEYS = ("length", "contender", "seconds", "growth", "peak_mib", "tiled_is_faster", "memory_over_tiled")
+AUTOGRAD = ("naive", "lucidrains")  # differentiated step by step, slow and large
 SIZES: dict[str, Any] = {"n_layers": 1, "d_model": 64, "n_heads": 4, "d_ff": 256, "mlp": "gelu", "position": "alibi"}
+
+
+class Lucidrains(torch.nn.Module):
+    """A layer of recurrent-transformer-pytorch, x (batch, seq, d_model) to an output of that shape."""
+
+    def __init__(self) -> None:
+        from recurrent_transformer import RecurrentTransformer
+
+        super().__init__()
+        plain = {"attn_gate": False, "use_value_mlp": False, "use_intra_block_rnn": False, "rel_pos_bias": False}
+        width, heads = SIZES["d_model"], SIZES["n_heads"]
+        sizes = {"num_tokens": 2, "dim": width, "depth": 1, "dim_head": width // heads, "heads": heads}
+        model = RecurrentTransformer(**sizes, ff_expansion=SIZES["d_ff"] / width, recurrent=True, **plain)
+        self.attention, self.feed_forward = model.layers[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention.forward_tiled_recurrent(x)
+        return x + self.feed_forward(x)
 
 
 def make(contender: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """Return one layer; equal weights whoever asks."""
     torch.manual_seed(0)
+    if contender == "lucidrains":
+        return Lucidrains()
     config = RecurrentTransformerConfig(**SIZES, backend="naive" if contender == "naive" else "tiled")
     layer = Block(config, 0) if contender == "standard" else RecurrentTransformerLayer(config, 0)
     return layer.to(dtype)
@@ -88,7 +116,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--samples", type=int, default=5)
-    parser.add_argument("--naive-up-to", type=int, default=2048, help="its memory grows with the square of the length")
+    parser.add_argument("--naive-up-to", type=int, default=2048, help="that, and lucidrains, hold much memory")
     parser.add_argument("--naive-samples", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="a table on stderr")
@@ -98,20 +126,26 @@ def main() -> None:
     if options.measure:
         measure(options.measure, options.lengths[0], options.batch)
         return
-    print(json.dumps({"torch": torch.__version__, "equal": check(), **vars(options), **SIZES}), flush=True)
+    versions = {"torch": torch.__version__}
+    contenders = ["tiled", "standard", "naive"]
+    if importlib.util.find_spec("recurrent_transformer"):
+        contenders.insert(2, "lucidrains")
+        versions["lucidrains"] = importlib.metadata.version("recurrent-transformer-pytorch")
+    print(json.dumps({**versions, "equal": check(), **vars(options), **SIZES}), flush=True)
     rows: list[dict[str, Any]] = []
     last: dict[str, float] = {}
     for length in options.lengths:
         x, found = inputs(length, options.batch), {}
-        for name in ("tiled", "standard", "naive"):
-            if name == "naive" and length > options.naive_up_to:
+        for name in contenders:
+            if name in AUTOGRAD and length > options.naive_up_to:
                 continue
             layer, seconds = make(name), []
-            for turn in range((options.naive_samples if name == "naive" else options.samples) + (name != "naive")):
+            slow = name in AUTOGRAD
+            for turn in range((options.naive_samples if slow else options.samples) + (not slow)):
                 gc.collect()
                 start = time.perf_counter()
                 passes(name, layer, x)
-                if turn or name == "naive":  # the first of the others is the warm-up
+                if turn or slow:  # the first of the others is the warm-up
                     seconds.append(time.perf_counter() - start)
             found[name] = (seconds, peak(name, length, options.batch))
         for name, (seconds, mib) in found.items():

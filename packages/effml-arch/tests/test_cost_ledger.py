@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,19 @@ def test_the_layers_of_a_recurrent_configuration_are_taken_from_it() -> None:
     assert sum(p.numel() for p in RecurrentTransformer(hybrid).parameters()) == rt_cost(hybrid, 50).params
 
 
+def test_a_wavefront_has_fewer_steps_in_sequence_and_pulls() -> None:
+    twelve = preset("olmo-150m", n_layers=12)
+    layered, wave = rt_cost(twelve, 512), rt_cost(twelve, 512, wavefront=8)
+    assert (layered.sequential_steps, wave.sequential_steps) == (12 * 512, 512 + 11 * 8)
+    pulled = rt_cost(twelve, 512, schedule="pull", base=8)
+    assert replace(wave, sequential_steps=layered.sequential_steps) == pulled
+    assert rt_cost(twelve, 5, wavefront=8).sequential_steps == 12 * 5  # one block
+    seven = replace(SMALL, n_layers=7)
+    runs = rt_cost(seven, 100, recurrent_layers=(0, 1, 3, 5, 6), wavefront=10)
+    assert runs.sequential_steps == 2 + (100 + 10) + 100 + (100 + 10)
+    assert rt_cost(SMALL, 100, recurrent_layers=(), wavefront=10).sequential_steps == 3
+
+
 def test_a_transformer_costs_what_the_core_counts() -> None:
     ledger = transformer_cost(SMALL, 100, 7)
     assert ledger.forward_flops == 7 * forward_flops(SMALL, 100)
@@ -137,6 +151,7 @@ def test_bytes_of_a_decoding_step() -> None:
         ({"seq_len": 0}, r"seq_len: got 0"),
         ({"seq_len": 8, "batch": 0}, r"batch: got 0"),
         ({"seq_len": 8, "base": 0}, r"base: got 0"),
+        ({"seq_len": 8, "wavefront": -1}, r"wavefront: got -1"),
         ({"seq_len": 8, "schedule": "row"}, r"schedule: got 'row'"),
         ({"seq_len": 8.0}, r"seq_len: got 8.0"),
         ({"seq_len": 8, "recurrent_layers": [3]}, r"recurrent_layers: got \[3\], expected different ones of 0 to 2"),

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from effml_arch.recurrent.folding import FoldedBlock, Norm, layer_tensors
-from effml_shared.errors import ConfigError
+from effml_arch.recurrent.folding import FoldedBlock, Norm
 from effml_shared.layers import Block, Context, LayerNorm, RMSNorm, TransformerConfig, rotary_tables
 from torch import nn
 
@@ -33,7 +32,7 @@ def test_folded_matrices_compute_what_the_modules_do(name: str) -> None:
     options = VARIANTS[name]
     block, x, a = make(**options), torch.randn(2, 4, 12).double(), torch.randn(2, 4, 12).double()
     rotary = None if options.get("position") else rotary_tables(torch.arange(4)[None], 2, 1e4, torch.float64)
-    folded = FoldedBlock(block, layer_tensors(block), torch.float64)
+    folded = FoldedBlock.of(block, torch.float64)
     u = x + block.scale * block.self_attn.o_proj(a)
     z = u + block.scale * block.mlp(block.post_attention_layernorm(u))
     keys, values = block.self_attn.key_value(block.input_layernorm(x), Context(rotary=rotary))
@@ -56,10 +55,3 @@ def test_all_norms_have_one_product_with_a_vector(module: nn.Module) -> None:
     torch.testing.assert_close(normed, norm(x), rtol=0, atol=1e-14)
     got = r * (d - unit * (d * unit).sum(-1, keepdim=True))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
-
-
-def test_a_replaced_part_is_named() -> None:
-    block = make()
-    block.self_attn.v_proj = nn.Sequential(block.self_attn.v_proj)  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match=r"v_proj: got Sequential, expected nn.Linear, or backend='naive'"):
-        layer_tensors(block)

@@ -16,6 +16,7 @@ from effml_shared.kv_cache import KVCache
 from effml_shared.layers import Block, Context, TransformerConfig
 from effml_shared.testing.modules import ModuleKit
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 TINY = RecurrentTransformerConfig(
     n_layers=1, d_model=16, n_heads=4, n_kv_heads=2, d_ff=24, vocab_size=50, qk_norm="head", base_block=4
@@ -138,6 +139,66 @@ def test_positions_may_be_given() -> None:
     assert not torch.allclose(layer(x, position_ids=3 * torch.arange(7)[None]), layer(x))
 
 
+# Dropout and activation checkpointing.
+
+
+def trained(layer: RecurrentTransformerLayer, x: Tensor, backend: str) -> tuple[Tensor, ...]:
+    """Return output, gradients, and what the generator gives next."""
+    layer.backend = backend
+    torch.manual_seed(5)
+    z, following = layer(x), torch.rand(3)
+    return z.detach(), *torch.autograd.grad(z.sin().sum(), [x, *layer.parameters()]), following
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+def test_dropout_is_the_same_whatever_the_backend(mlp: str, position: str) -> None:
+    options = {"mlp_bias": True, "residual_scale": "depth", "n_layers": 3, "write_mix": 0.6}
+    layer = make(resid_dropout=0.3, position=position, mlp=mlp, **options).requires_grad_()
+    x = torch.randn(2, 13, 16).double().requires_grad_()
+    for got, expected in zip(trained(layer, x, "tiled"), trained(layer, x, "naive"), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11 * max(1.0, expected.norm().item()))
+
+
+def test_dropout_draws_two_masks_for_training_only(backend: str) -> None:
+    layer = make(resid_dropout=0.25, backend=backend, position="none")
+    with torch.no_grad():
+        for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            module.weight.zero_()
+        layer.self_attn.o_proj.weight.fill_diagonal_(1.0)
+    x = torch.randn(16, 40, 16).double()
+    added, expected = layer(x)[:, :1] - x[:, :1], layer.eval()(x)[:, :1] - x[:, :1]  # one position sees itself only
+    kept = added != 0
+    close(added, torch.where(kept, expected / 0.75, 0.0))
+    assert 0.6 < kept.double().mean() < 0.9
+    assert torch.equal(layer(x), layer(x))
+    drawn = layer.train()._draw_kept(x)
+    assert drawn is not None
+    attention, mlp = drawn.double().flatten(1)
+    assert attention.mean().item() == pytest.approx(0.75, abs=0.02)  # 4.6 standard deviations
+    assert (attention * mlp).mean().item() == pytest.approx(0.75**2, abs=0.025)
+
+
+def test_dropout_of_everything_but_little_leaves_finite_gradients(backend: str) -> None:
+    layer, x = make(resid_dropout=0.99).requires_grad_(), torch.randn(2, 9, 16).double().requires_grad_()
+    assert all(result.isfinite().all() for result in trained(layer, x, backend))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_exact(reentrant: bool, backend: str) -> None:
+    layer = make(resid_dropout=0.3, backend=backend).requires_grad_()
+    x, results = torch.randn(2, 9, 16).double().requires_grad_(), []
+    for call in (layer, lambda x: checkpoint(layer, x, use_reentrant=reentrant)):
+        torch.manual_seed(5)
+        call(x).square().sum().backward()
+        leaves = [x, *layer.parameters()]
+        results.append([leaf.grad for leaf in leaves])
+        for leaf in leaves:
+            leaf.grad = None
+    for got, expected in zip(*results, strict=True):
+        assert got is not None
+        assert torch.equal(got, expected)
+
+
 # Weights and wrong use.
 
 
@@ -185,6 +246,8 @@ def test_bad_input_is_named(x: Tensor, given: dict[str, Any], message: str) -> N
         {"backend": "fast"},
         {"schedule": "push"},
         {"base_block": 0},
+        {"resid_dropout": 1.0},
+        {"resid_dropout": float("nan")},
         {"window": 0},
         {"write_mix": 2.0},
         {"recurrent_layers": "none"},

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from effml_arch.recurrent.folding import FoldedBlock, layer_tensors
+from effml_arch.recurrent.folding import FoldedBlock
 from effml_arch.recurrent.linearization import Linearization
 from effml_shared.layers import Block, Context, TransformerConfig, rotary_tables
 
@@ -40,7 +40,7 @@ def test_products_are_those_of_autograd(name: str) -> None:
     (to_outputs,) = torch.autograd.grad((k * dk).sum() + (v * dv).sum(), z)
 
     by_position = [t.detach().transpose(0, 1) for t in (x, a, source)]
-    folded = FoldedBlock(block, layer_tensors(block), torch.float64)
+    folded = FoldedBlock.of(block, torch.float64)
     linear = Linearization(folded, *by_position, k.detach().permute(2, 0, 1, 3), rotary, mix)
     for t in range(n):
         torch.testing.assert_close(linear.to_heads(t, dz[:, t]), to_heads[:, t], rtol=0, atol=1e-12)

@@ -46,14 +46,27 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-# The compiler leaves the scan out, and itself looks where this warning points when it goes on behind it.
-@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor:UserWarning")
 class TestModelConforms(ModuleKit):
+    test_compiled_equals_eager: Any = pytest.mark.slow(ModuleKit.test_compiled_equals_eager)
+
     def make(self) -> RecurrentTransformer:
         return RecurrentTransformer(TINY)
 
     def inputs(self) -> dict[str, Any]:
         return {"input_ids": random_ids(), "labels": random_ids()}
+
+
+def test_the_whole_model_is_one_graph() -> None:
+    torch._dynamo.reset()
+    model = RecurrentTransformer(replace(VARIANTS["hybrid_rope"], n_layers=2, resid_dropout=0.2)).double()
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    results = []
+    for call in (compiled, model):
+        torch.manual_seed(0)
+        loss = call(random_ids(), labels=random_ids()).loss_sum
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
 
 
 def test_starts_from_the_transformers_weights(config: RecurrentTransformerConfig) -> None:
@@ -122,6 +135,15 @@ def test_generation_equals_full_recomputation_and_ignores_padding(config: Recurr
         assert torch.equal(out[row, start:], alone[0])
 
 
+def test_generation_does_not_drop_out() -> None:
+    options = replace(VARIANTS["hybrid"], resid_dropout=0.5)
+    model, plain = RecurrentTransformer(options).double(), RecurrentTransformer(VARIANTS["hybrid"]).double()
+    assert model.training
+    got, expected = (generate(each, random_ids(), max_new_tokens=5).ids for each in (model, plain))
+    assert torch.equal(got, expected)
+    assert not torch.equal(logits(model, random_ids()), logits(plain, random_ids()))
+
+
 def test_a_cache_of_another_depth_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cache: got one of 2 layers"):
         RecurrentTransformer(TINY)(random_ids(), cache=KVCache(2))
@@ -177,7 +199,7 @@ def test_ddp_and_fsdp2_have_the_same_gradients() -> None:
         dist.destroy_process_group()
 
 
-def test_a_window_cache_is_refused():
+def test_a_window_cache_is_refused() -> None:
     model = RecurrentTransformer(RecurrentTransformerConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=8, window=4))
     with pytest.raises(ConfigError, match=r"cache: got a WindowCache, expected a KVCache"):
         model(torch.zeros(1, 3, dtype=torch.long), cache=WindowCache(1, 4))

@@ -56,6 +56,7 @@ def test_key_rows_read_are_those_of_the_schedule(monkeypatch: pytest.MonkeyPatch
         rows += tile.k1 - tile.k0
         merge(state, q, k, v, tile, *rest, **named)
 
+    monkeypatch.setattr(tiled, "serves", lambda *_: False)
     monkeypatch.setattr(tiled, "merge_tile", counting)
     layer(torch.randn(1, 512, 16).double())
     assert rows == 2304
@@ -68,6 +69,7 @@ def test_keys_out_of_the_window_are_not_read(monkeypatch: pytest.MonkeyPatch) ->
         read.append(tile.k1 - tile.k0)
         return logits(q, k, tile, *rest)
 
+    monkeypatch.setattr(tiled, "serves", lambda *_: False)
     monkeypatch.setattr(attention_state, "tile_logits", counting)
     layer(torch.randn(1, 41, 16).double())
     assert read == [4] * 10  # blocks of 4 queries, the first of which sees 4 keys back

@@ -131,6 +131,13 @@ def test_steps_aside_for_what_it_does_not_know():
         assert native.codes_of(refused, q) is None
 
 
+def test_without_a_compiler_the_plain_version_serves(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda *_: None)
+    x = torch.randn(8, 32)
+    assert native.cast(x, Quantizer("mxfp4")) is None
+    assert torch.equal(fake_quantize(x, "mxfp4"), plain_cast(x, Quantizer("mxfp4")))
+
+
 def test_threads_share_a_tensor():
     x = torch.randn(2048, 512)
     expected = plain_cast(x, q := Quantizer("mxfp8_e4m3"))

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from effml_shared.errors import ConfigError
 from effml_shared.tensors import gather_log_probs, widen
 
+__all__ = ["Generation", "draw", "evaluating", "filter_logits", "generate"]
+
 
 class Generation(NamedTuple):
     """Rows are prompt-major: the num_return_sequences continuations of a prompt are neighbours. new = steps taken."""
@@ -98,10 +100,12 @@ class _HuggingFaceDecoder:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def evaluating(model: object) -> Iterator[None]:
+    """Put a network into evaluation mode for a while, and afterwards those modules back that were training."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
         for module in training:
@@ -177,7 +181,7 @@ def generate(
     log_probs = torch.zeros(2, rows, max_new_tokens, dtype=torch.float32, device=device) if return_logprobs else None
     live, stop = mask.new_ones(rows), torch.tensor(ends, dtype=ids.dtype, device=device)
 
-    with _evaluating(model):
+    with evaluating(model):
         own = hasattr(model, "new_cache")
         decoder = _Decoder(model, prompt + max_new_tokens) if own else _HuggingFaceDecoder(model)
         logits = decoder(input_ids, attention_mask)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effml_shared.checks import check_range
 from effml_shared.errors import ConfigError
 from effml_shared.kv_cache import KVCache
 
 __all__ = [
+    "ACTIVATIONS",
     "MLP",
     "Attention",
     "Block",
@@ -33,10 +34,15 @@ __all__ = [
     "visible",
 ]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # of each kind of MLP
     "swiglu": F.silu,
     "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
 }
 _CHOICES = {
@@ -44,7 +50,7 @@ _CHOICES = {
     "norm": ("rms", "layer"),
     "norm_position": ("pre", "post"),
     "qk_norm": ("none", "full", "head"),
-    "mlp": tuple(_ACTIVATIONS),
+    "mlp": tuple(ACTIVATIONS),
     "init": ("mitchell", "normal"),
     "residual_scale": ("none", "depth"),
 }
@@ -78,6 +84,7 @@ class TransformerConfig:
     mlp_bias: bool = False
     init: str = "mitchell"  # mitchell | normal: see `initialize`
     residual_scale: str = "none"  # factor of both branches; none: 1 | depth: 1 / sqrt(n_layers)
+    resid_dropout: float = 0.0  # probability of dropping, in training, each number that a branch adds
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "kv_heads", "ff_dim", "vocab_size", "rope_base", "norm_eps"):
@@ -86,6 +93,7 @@ class TransformerConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        check_range("resid_dropout", self.resid_dropout, 0, 1)
         if self.d_model % self.n_heads:
             raise ConfigError(f"n_heads: got {self.n_heads}, expected a divisor of d_model={self.d_model}")
         if self.n_heads % self.kv_heads:
@@ -241,7 +249,7 @@ class MLP(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         shape = (config.d_model, config.ff_dim)
-        self.activation = _ACTIVATIONS[config.mlp]
+        self.activation = ACTIVATIONS[config.mlp]
         self.gate_proj = nn.Linear(*shape, bias=config.mlp_bias) if config.mlp == "swiglu" else None
         self.up_proj = nn.Linear(*shape, bias=config.mlp_bias)
         self.down_proj = nn.Linear(*shape[::-1], bias=config.mlp_bias)
@@ -253,7 +261,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer on the residual stream x (batch, seq, d_model): attention, then MLP, each beside its norm."""
+    """One layer on the residual stream x (batch, seq, d_model): attention, then MLP, each beside its norm.
+
+    In training, dropout draws a mask of x's shape from PyTorch's global generator for each of the two.
+    """
 
     def __init__(self, config: TransformerConfig, layer: int = 0) -> None:
         super().__init__()
@@ -263,10 +274,12 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = make_norm(config, config.d_model)
         self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        drop = self.dropout
         if self.pre:
-            x = x + self.scale * self.self_attn(self.input_layernorm(x), context)
-            return x + self.scale * self.mlp(self.post_attention_layernorm(x))
-        x = x + self.scale * self.input_layernorm(self.self_attn(x, context))
-        return x + self.scale * self.post_attention_layernorm(self.mlp(x))
+            x = x + self.scale * drop(self.self_attn(self.input_layernorm(x), context))
+            return x + self.scale * drop(self.mlp(self.post_attention_layernorm(x)))
+        x = x + self.scale * drop(self.input_layernorm(self.self_attn(x, context)))
+        return x + self.scale * drop(self.post_attention_layernorm(self.mlp(x)))

@@ -4,7 +4,7 @@
 
 RMSNorm or LayerNorm, rotary positions (arXiv 2104.09864) or ALiBi (2108.12409), grouped queries (2305.13245), SwiGLU
 (2002.05202) or GELU, QK-norm and reordered norms (OLMo 2, 2501.00656). Cost: see `effml_shared.transformer_costs`.
-No dropout and no buffers: the parameters are all the state, under the names of Hugging Face's Llama.
+No buffers: the parameters are all the state, under the names of Hugging Face's Llama.
 """
 
 from __future__ import annotations
@@ -110,10 +110,7 @@ class Transformer(nn.Module):
                 raise ConfigError(f"{name}: got shape {tuple(given.shape)}, expected {expected}")
         x = x if condition is None else x + condition
         context = self._context(x, mask, position_ids, doc_ids, cache)
-        states = []
-        for layer in self.model["layers"]:  # type: ignore[attr-defined]
-            states.append(x)
-            x = layer(x, context)
+        *states, x = self._states(x, context)
         x = self.model["norm"](x)
         kept = (*states, x) if hidden_states else ()
 
@@ -144,6 +141,13 @@ class Transformer(nn.Module):
                 if low < 0 or high >= self.config.vocab_size:
                     raise ConfigError(f"input_ids: got {low} to {high}, expected 0 to {self.config.vocab_size - 1}")
         return self.model["embed_tokens"](input_ids)
+
+    def _states(self, x: Tensor, context: Context) -> list[Tensor]:
+        """Return x and then the output of every layer: (batch, seq, d_model) each."""
+        states = [x]
+        for layer in self.model["layers"]:  # type: ignore[attr-defined]
+            states.append(layer(states[-1], context))
+        return states
 
     def _context(
         self, x: Tensor, mask: Tensor | None, positions: Tensor | None, doc_ids: Tensor | None, cache: KVCache | None

@@ -80,6 +80,7 @@ def rt_cost(
     recurrent_layers: Sequence[int] | None = None,
     schedule: str = "tile",
     base: int = 1,
+    wavefront: int = 0,
     dtype: torch.dtype = torch.bfloat16,
 ) -> CostLedger:
     """Return the ledger of a Recurrent Transformer of this shape; its parameters are those of the Transformer.
@@ -90,13 +91,22 @@ def rt_cost(
             is not taken into account.
         schedule, base: of the tiles, see `effml_arch.recurrent.schedule`. Within a block of `base` positions each
             reads the keys before it row by row; a block of the whole sequence is a loop without tiles.
+        wavefront: positions C in a cell of `effml_arch.recurrent.wavefront`, forward only: then r recurrent layers in
+            a row take N + (r - 1) C steps instead of r N, and pull their keys in blocks of C. 0: layer by layer.
         dtype: of weights, queries, keys and values. Logits, softmax state and outputs in progress are float32.
 
     Raises:
         ConfigError: a number is out of range, a layer does not exist, or the model is bidirectional.
     """
-    for name, value in (("seq_len", seq_len), ("batch", batch), ("base", base)):
-        check_count(name, value, 1)
+    for name, value, least in (
+        ("seq_len", seq_len, 1),
+        ("batch", batch, 1),
+        ("base", base, 1),
+        ("wavefront", wavefront, 0),
+    ):
+        check_count(name, value, least)
+    if wavefront:
+        schedule, base = "pull", wavefront
     if not config.causal:
         raise ConfigError("causal: got a bidirectional model, expected a causal one: positions follow one another")
     if recurrent_layers is None:
@@ -109,6 +119,7 @@ def rt_cost(
             f"recurrent_layers: got {list(recurrent_layers)}, expected different ones of 0 to {config.n_layers - 1}"
         )
     recurrent, plain = len(layers), config.n_layers - len(layers)
+    runs = len(layers - {layer + 1 for layer in layers}) if wavefront else recurrent  # what waits for what is before it
 
     d_model, kv_dim, item = config.d_model, config.kv_heads * config.head_dim, dtype.itemsize
     second = 2 * d_model * kv_dim  # weights of the key and value projections
@@ -132,7 +143,7 @@ def rt_cost(
         kv_bytes_per_token=kv_bytes(config, dtype),
         weight_bytes=item * (plain * (first + d_model**2 + mlp) + recurrent * (first + seq_len * stepwise)),
         attention_bytes=batch * (config.n_layers * once + recurrent * pulled),
-        sequential_steps=plain + recurrent * seq_len,
+        sequential_steps=plain + runs * seq_len + (recurrent - runs) * min(wavefront, seq_len),
     )
 
 

@@ -7,7 +7,13 @@ and a Transformer's weights load unchanged. The first position, and any sequence
 Cost per token: the 2 kv_dim d_model multiply-adds of keys and values once more than a standard layer; training and
 prefill take one sequential step per position and layer. A decoding step has the cache of a standard layer: the
 persistent pairs, and nothing else. Several tokens at once on a cache (chunked prefill, verification of drafts) cost
-one sequential step each. Outer activation checkpointing would run the sequential pass twice: avoid it.
+one sequential step each. Outer activation checkpointing is exact but runs the sequential pass twice: avoid it.
+
+Dropout, in training: two independent masks of the input's shape, on what attention and on what the MLP adds, drawn for
+all positions before the first, by one call per layer of PyTorch's global generator, whatever the backend. Both
+operators of the sequential passes stay whole under `torch.compile(fullgraph=True)`, with masks, documents and caches;
+the naive backend is unrolled. As a function of its weights, the layer is `torch.func.functional_call(layer, weights,
+x)`; transforms of `torch.func` and second derivatives need the naive backend.
 
 Source: the Recurrent Transformer, arXiv 2604.21215, section 2, pre-norm. Rotary positions, grouped queries, masks,
 windows and decoding are not in the paper's code and exact here. The paper writes the residual with 1 / sqrt(layers),
@@ -26,13 +32,12 @@ from effml_shared.layers import Block, Context, TransformerConfig, rotary_tables
 from effml_shared.tensors import widen
 from torch import Tensor
 
-from effml_arch.recurrent.attention_state import Geometry, group_queries
-from effml_arch.recurrent.folding import FoldedBlock, layer_tensors
-from effml_arch.recurrent.naive import naive_scan
+from effml_arch.recurrent.decoding import decode
+from effml_arch.recurrent.form import form_of, weights_of
+from effml_arch.recurrent.naive import naive_scan, residual
+from effml_arch.recurrent.operators import Operands, check_transforms, solution, solve
 from effml_arch.recurrent.pair_bias import PairBias
-from effml_arch.recurrent.schedule import SCHEDULES, schedule
-from effml_arch.recurrent.tiled import Queries, Scan, scan
-from effml_arch.recurrent.tiled_backward import Recurrence, Solved
+from effml_arch.recurrent.schedule import SCHEDULES
 from effml_arch.window_cache import WindowCache
 
 __all__ = ["RecurrentContext", "RecurrentTransformerConfig", "RecurrentTransformerLayer", "recurrent_context"]
@@ -53,6 +58,8 @@ class RecurrentTransformerConfig(TransformerConfig):
     backend: str = "tiled"  # tiled | naive: the reference, which differentiates any replaced part
     base_block: int = 32  # positions between two tiles
     schedule: str = "auto"  # tile | pull (see `effml_arch.recurrent.schedule`) | auto: pull on a CPU, else tile
+    cuda_graphs: bool = False  # on a GPU, shapes that repeat are replayed, see `effml_arch.recurrent.graphs`
+    wavefront: str = "auto"  # of layers, without gradients: on | off | auto, see `effml_arch.recurrent.wavefront`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +69,7 @@ class RecurrentTransformerConfig(TransformerConfig):
             raise ConfigError("causal: got False, expected True: a recurrence has a direction")
         check_choice("backend", self.backend, ("tiled", "naive"))
         check_choice("schedule", self.schedule, ("auto", *SCHEDULES))
+        check_choice("wavefront", self.wavefront, ("auto", "on", "off"))
         check_count("base_block", self.base_block, 1)
         if not 0 <= self.write_mix <= 1:
             raise ConfigError(f"write_mix: got {self.write_mix}, expected a number in [0, 1]")
@@ -110,9 +118,9 @@ def recurrent_context(
         past = cache.length
         slots += past
         valid = cache.key_valid(slots)
-    context = RecurrentContext(cache=cache, past=past)
     heads = config.n_heads if config.position == "alibi" else None
-    context.bias = PairBias(heads, valid, doc_ids, config.window)
+    bias = PairBias(heads, valid, doc_ids, config.window)
+    context = RecurrentContext(cache=cache, bias=bias, past=past)
     if config.position == "rope":
         if position_ids is None:
             counted = torch.arange(slots, device=x.device)[None]
@@ -125,7 +133,7 @@ def recurrent_context(
 class RecurrentTransformerLayer(Block):
     """One recurrent layer on the residual stream, in place of a shared `Block` and with its parameters.
 
-    `write_mix`, `backend`, `base_block` and `schedule` are read at every call and may be set on the layer.
+    `write_mix`, `backend`, `base_block`, `schedule` and `cuda_graphs` are read at every call and may be set on it.
 
     Args:
         config: what this layer and its siblings share.
@@ -136,7 +144,7 @@ class RecurrentTransformerLayer(Block):
         super().__init__(config, layer)
         self.config = config
         self.write_mix, self.backend = config.write_mix, config.backend
-        self.base_block, self.schedule = config.base_block, config.schedule
+        self.base_block, self.schedule, self.cuda_graphs = config.base_block, config.schedule, config.cuda_graphs
 
     def forward(
         self,
@@ -176,72 +184,62 @@ class RecurrentTransformerLayer(Block):
             context = recurrent_context(self.config, x, **given, cache=cache)
         if not isinstance(context, RecurrentContext):
             raise ConfigError(f"context: got {type(context).__name__}, expected one of recurrent_context")
+        kept = self._draw_kept(x)
         cache, past = context.cache, None
+        decodes = cache is not None and x.shape[1] == 1 and self.backend == "tiled" and not torch.is_grad_enabled()
+        if decodes and not torch.compiler.is_compiling():  # a graph of it would be for one length of the cache only
+            return decode(self, x, context, kept)
         if cache is not None and context.past:
             past = cache.get(self.self_attn.layer)
         if self.backend == "naive" or not len(x):  # nothing to tile in an empty batch
-            z, k, v = naive_scan(self, x, context.bias, rotary=context.rotary, past=past, write_mix=self.write_mix)
+            z, k, v = naive_scan(
+                self, x, context.bias, rotary=context.rotary, past=past, write_mix=self.write_mix, kept=kept
+            )
         else:
-            z, k, v = self._tiled(x, context, past)
+            z, k, v = self._tiled(x, context, past, kept)
         if cache is not None:
             if z.requires_grad:
                 raise ConfigError("cache: got a pass with gradients, expected a call under torch.no_grad()")
             cache.append(self.self_attn.layer, k, v)
         return z
 
-    @torch.compiler.disable
+    def _draw_kept(self, x: Tensor) -> Tensor | None:
+        """Draw which numbers dropout keeps of what attention, and the MLP, will add: (2, batch, seq, d_model) bool."""
+        drop = self.dropout
+        if not drop.training or drop.p == 0:
+            return None
+        return torch.empty(2, *x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - drop.p)
+
     def _tiled(
-        self, x: Tensor, context: RecurrentContext, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, context: RecurrentContext, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        attn, dtype = self.self_attn, widen(x[:0]).dtype
-        wanted = any(tensor.requires_grad for tensor in (x, *self.parameters()))
-        differentiable = torch.is_grad_enabled() and wanted
+        check_transforms((x, *self.parameters()))
+        attn, bias = self.self_attn, context.bias
         h = self.input_layernorm(x)
         q, (own_k, own_v) = attn.query(h, context), attn.key_value(h, context)
-        (batch, kv_heads, n, dim), tensors = own_k.shape, layer_tensors(self)
-        geometry = Geometry(batch, q.shape[1] // kv_heads, context.past)
-        kind = ("pull" if x.device.type == "cpu" else "tile") if self.schedule == "auto" else self.schedule
-        tiles = schedule(kind, n, self.base_block)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            rows = x.to(dtype).transpose(0, 1).contiguous()
-            own = [t.to(dtype).flatten(0, 1).contiguous() for t in (own_k, own_v)]
-            solution = scan(
-                FoldedBlock(self, tensors, dtype),
-                rows,
-                Queries(group_queries(q.to(dtype), kv_heads) * dim**-0.5, *own),
-                context.bias,
-                geometry,
-                rotary=context.rotary,
-                past=None if past is None else (past[0].to(dtype).flatten(0, 1), past[1].to(dtype).flatten(0, 1)),
-                write_mix=self.write_mix,
-                base_block=min(self.base_block, n),
-                tiles=tiles,
-                with_lse=differentiable,
-            )
-        k, v = (t.unflatten(0, (batch, kv_heads)).to(own_k.dtype) for t in (solution.keys, solution.values))
-        if not differentiable:
-            return solution.z.transpose(0, 1).to(x.dtype).contiguous(), k, v
-        solved = Solved(
-            self, solution, context.bias, geometry, context.rotary, self.write_mix, self.base_block, tiles, [*tensors]
+        form = form_of(
+            self,
+            dropout=0.0 if kept is None else self.dropout.p,
+            alibi=bias.alibi_heads is not None,
+            window=bias.window,
+            write_mix=self.write_mix,
+            base_block=self.base_block,
+            schedule=("pull" if x.device.type == "cpu" else "tile") if self.schedule == "auto" else self.schedule,
+            cuda_graphs=self.cuda_graphs,
         )
-        return self._differentiable(x, q, own_k, own_v, rows, solved, context, list(tensors.values())), k, v
-
-    def _differentiable(
-        self,
-        x: Tensor,
-        q: Tensor,
-        own_k: Tensor,
-        own_v: Tensor,
-        rows: Tensor,
-        solved: Solved,
-        context: RecurrentContext,
-        weights: list[Tensor],
-    ) -> Tensor:
-        """Evaluate the layer at its solution, all positions at once, and hand the pieces to `Recurrence`."""
-        scan: Scan = solved.scan
-        u = x + self.scale * self.self_attn.o_proj(scan.heads.transpose(0, 1).to(x.dtype))
-        z = u + self.scale * self.mlp(self.post_attention_layernorm(u))
-        source = scan.z.transpose(0, 1).to(x.dtype)
+        weights, (cos, sin) = weights_of(self, form), context.rotary or (None, None)
+        hidden = (bias.key_valid, bias.doc_ids)
+        operands = Operands(x.detach(), q, own_k, own_v, weights, *hidden, cos, sin, kept, form.spec, context.past)
+        wanted = any(tensor.requires_grad for tensor in (x, *self.parameters()))
+        differentiable = torch.is_grad_enabled() and wanted
+        result = solve(operands, past, with_lse=differentiable)
+        k, v = (t.unflatten(0, own_k.shape[:2]).to(own_k.dtype) for t in (result.keys, result.values))
+        if not differentiable:
+            return result.z.transpose(0, 1).to(x.dtype).contiguous(), k, v
+        # The layer at its solution, all positions at once: what autograd sees.
+        u = residual(self, x, attn.o_proj(result.heads.transpose(0, 1).to(x.dtype)), kept, 0)
+        z = residual(self, u, self.mlp(self.post_attention_layernorm(u)), kept, 1)
+        source = result.z.transpose(0, 1).to(x.dtype)
         source = source if self.write_mix == 1 else torch.lerp(x, source, self.write_mix)
-        k, v = self.self_attn.key_value(self.input_layernorm(source), context)
-        return Recurrence.apply(z, q, own_k, own_v, k, v, rows, solved, weights)
+        new = attn.key_value(self.input_layernorm(source), context)
+        return solution(z, *new, operands, result), k, v

@@ -12,13 +12,30 @@ Memory: about 8 d_model + 2 d_ff numbers per position of the block.
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from effml_arch.recurrent.folding import FoldedBlock
 
-__all__ = ["Linearization"]
+__all__ = ["Coefficients", "Linearization"]
+
+
+class Coefficients(NamedTuple):
+    """What the products need, at some positions or, without the first axis, at one."""
+
+    mlp_scale: Tensor  # (n, batch, 1): r2
+    mlp_unit: Tensor  # (n, batch, d_model): uhat / sqrt(d_model)
+    slope: Tensor  # (n, batch, parts, d_ff): act', in two parts for a gated MLP
+    source_scale: Tensor  # (n, batch, 1): r1 mu
+    source_unit: Tensor  # (n, batch, d_model)
+    straight: Tensor  # (n, batch, kv_heads, head_dim): cosines times scale and weight of the key norm
+    key_unit: Tensor  # (n, batch, kv_heads, head_dim)
+    turned: Tensor | None  # (n, batch, kv_heads, head_dim): sines likewise; None without rotation
+    kept: Tensor | None  # (n, 2, batch, d_model), see `FoldedBlock.finish`; None without dropout
 
 
 class Linearization:
@@ -33,66 +50,78 @@ class Linearization:
         keys: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         write_mix: float,
+        kept: Tensor | None = None,
     ) -> None:
-        """keys: the persistent keys (n, batch, kv_heads, head_dim); rotary: as in `key_tables`, of these positions."""
+        """Compute the coefficients.
+
+        Args:
+            keys: the persistent keys (n, batch, kv_heads, head_dim).
+            rotary: as in `key_tables`, of these positions.
+            kept: (n, 2, batch, d_model), see `FoldedBlock.finish`.
+        """
         self.block, self.kv_dim, self.head_dim = block, block.kv_dim, block.head_dim
-        self.out, self.up, self.down = block.out, block.up, block.down
         self.to_source = block.key_value.split(self.kv_dim)
+        self.keys = keys
 
-        u = torch.matmul(heads, block.out.t()).add_(x)
-        normed, r, unit = block.mlp_norm.split(u)
-        self.mlp_scale, self.mlp_unit = r.unbind(), unit.unbind()
-        self.slope = self._activation_slope(F.linear(normed, block.up, block.up_bias)).unbind()
-
-        normed, r, unit = block.source_norm.split(source)
-        self.source_scale, self.source_unit = (r * write_mix).unbind(), unit.unbind()
-        self._linearize_keys(normed, keys, rotary)
+        branch = torch.matmul(heads, block.out.t())
+        u = branch.add_(x) if kept is None else torch.addcmul(x, branch, kept[:, 0])
+        normed, mlp_scale, mlp_unit = block.mlp_norm.split(u)
+        slope = self._activation_slope(F.linear(normed, block.up, block.up_bias))
+        normed, r, source_unit = block.source_norm.split(source)
+        straight, turned, key_unit = self._linearize_keys(normed, rotary)
+        self.coefficients = Coefficients(
+            mlp_scale, mlp_unit, slope, r * write_mix, source_unit, straight, key_unit, turned, kept
+        )
 
     def _activation_slope(self, hidden: Tensor) -> Tensor:
         """Return d (act(gate) * up) / d (gate, up), or d act(up) / d up: (n, batch, parts, d_ff)."""
         gate, up = hidden.chunk(2, -1) if self.block.gated else (hidden, None)
-        with torch.enable_grad():
-            leaf = gate.detach().requires_grad_()
-            value = self.block.activation(leaf)
-            (slope,) = torch.autograd.grad(value.sum(), leaf)
-        return slope[..., None, :] if up is None else torch.stack([slope * up, value.detach()], dim=-2)
+        slope = self.block.derivative(torch.ones_like(gate), gate)
+        return slope[..., None, :] if up is None else torch.stack([slope * up, self.block.activation(gate)], dim=-2)
 
-    def _linearize_keys(self, normed: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor] | None) -> None:
-        block, shape = self.block, keys.shape
+    def _linearize_keys(
+        self, normed: Tensor, rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        block, shape = self.block, self.keys.shape
         raw = F.linear(normed, block.key_value[: self.kv_dim])
         raw = raw if block.whole_keys else raw.view(shape)
         khat, r, _ = block.key_norm.split(raw)
         # <khat, w R^T dk> = <R (w khat), dk> = <k, dk>: the coefficient needs neither weight nor rotation again.
-        self.normalised = block.key_weight is not None
         unit = (khat * (r / raw.shape[-1])).view(shape)
         r = r[..., None] if block.whole_keys else r
         weight = 1.0 if block.key_weight is None else block.key_weight.view(-1, self.head_dim)
-        cos, sin = None, None
-        if rotary is not None:
-            cos, sin = (table.to(keys.dtype).permute(2, 0, 1, 3) for table in rotary)
-            cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, -sin], -1)
-        self.straight = ((r * weight) * (1.0 if cos is None else cos)).expand(shape).unbind()
-        self.turned = None if sin is None else ((r * weight) * sin).expand(shape).unbind()
-        self.keys, self.key_unit = keys.unbind(), unit.unbind()
+        if rotary is None:
+            return (r * weight).expand(shape), None, unit
+        cos, sin = (table.to(raw.dtype).permute(2, 0, 1, 3) for table in rotary)
+        straight = (r * weight) * torch.cat([cos, cos], -1)
+        return straight.expand(shape), ((r * weight) * torch.cat([sin, -sin], -1)).expand(shape), unit
+
+    @cached_property
+    def _positions(self) -> list[Coefficients]:
+        """What `coefficients` has, for one position after the other."""
+        columns = [[None] * len(self.keys) if t is None else t.unbind() for t in self.coefficients]
+        return [Coefficients(*position) for position in zip(*columns, strict=True)]
 
     def to_sources(self, i: int, dk: Tensor, dv: Tensor, dz: Tensor) -> None:
         """Add to dz (batch, d_model) what the cotangents dk, dv (batch, kv_heads, head_dim) of position i amount to."""
-        raw = dk * self.straight[i]
-        if self.turned is not None:
-            raw.addcmul_(dk.roll(self.head_dim // 2, -1), self.turned[i])
-        if self.normalised:
+        c = self._positions[i]
+        raw = dk * c.straight
+        if c.turned is not None:
+            raw.addcmul_(dk.roll(self.head_dim // 2, -1), c.turned)
+        if self.block.key_weight is not None:
             along = (dk * self.keys[i]).sum((-2, -1) if self.block.whole_keys else -1, keepdim=True)
-            raw.addcmul_(self.key_unit[i], along, value=-1)
+            raw.addcmul_(c.key_unit, along, value=-1)
         w_k, w_v = self.to_source
         d = torch.mm(raw.flatten(1), w_k).addmm_(dv.flatten(1), w_v)
-        unit = self.source_unit[i]
-        d.addcmul_(unit, (d * unit).sum(-1, keepdim=True), value=-1)
-        dz.addcmul_(d, self.source_scale[i])
+        d.addcmul_(c.source_unit, (d * c.source_unit).sum(-1, keepdim=True), value=-1)
+        dz.addcmul_(d, c.source_scale)
 
     def to_heads(self, i: int, dz: Tensor) -> Tensor:
         """Return the cotangent of position i's heads from that of its output, both (batch, d_model)."""
-        hidden = torch.mm(dz, self.down)[:, None] * self.slope[i]
-        d = torch.mm(hidden.flatten(1), self.up)
-        unit = self.mlp_unit[i]
-        d.addcmul_(unit, (d * unit).sum(-1, keepdim=True), value=-1)
-        return torch.mm(torch.addcmul(dz, d, self.mlp_scale[i]), self.out)
+        c, block = self._positions[i], self.block
+        branch = dz if c.kept is None else dz * c.kept[1]
+        hidden = torch.mm(branch, block.down)[:, None] * c.slope
+        d = torch.mm(hidden.flatten(1), block.up)
+        d.addcmul_(c.mlp_unit, (d * c.mlp_unit).sum(-1, keepdim=True), value=-1)
+        d = torch.addcmul(dz, d, c.mlp_scale)
+        return torch.mm(d if c.kept is None else d.mul_(c.kept[0]), block.out)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from effml_arch.recurrent.pair_bias import PairBias
 
-__all__ = ["naive_scan"]
+__all__ = ["naive_scan", "residual"]
 
 
 def naive_scan(
@@ -31,10 +31,15 @@ def naive_scan(
     rotary: tuple[Tensor, Tensor] | None = None,
     past: tuple[Tensor, Tensor] | None = None,
     write_mix: float = 1.0,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the layer's output (batch, seq, d_model) and its persistent keys and values (batch, kv_heads, seq, dim).
 
-    x: (batch, seq, d_model). past: keys and values of earlier tokens. write_mix: mu above.
+    Args:
+        x: (batch, seq, d_model).
+        past: keys and values of earlier tokens.
+        write_mix: mu above.
+        kept: (2, batch, seq, d_model), False where dropout leaves out what attention, and what the MLP, adds.
     """
     keys, values = ([], []) if past is None else ([past[0]], [past[1]])
     first = 0 if past is None else past[0].shape[2]
@@ -47,8 +52,9 @@ def naive_scan(
         row = bias.tile(range(slot, slot + 1), range(slot), widen(x[:0])) if slot else None
         mask = None if row is None else F.pad(row, (0, 1))  # its own pair comes last, and is neither biased nor hidden
         k, v = torch.cat([*keys, own_k], dim=2), torch.cat([*values, own_v], dim=2)
-        u = x_t + layer.scale * layer.self_attn.attend(layer.self_attn.query(h, here), k, v, mask)
-        z = u + layer.scale * layer.mlp(layer.post_attention_layernorm(u))
+        kept_t = None if kept is None else kept[:, :, t : t + 1]
+        u = residual(layer, x_t, layer.self_attn.attend(layer.self_attn.query(h, here), k, v, mask), kept_t, 0)
+        z = residual(layer, u, layer.mlp(layer.post_attention_layernorm(u)), kept_t, 1)
         source = z if write_mix == 1 else torch.lerp(x_t, z, write_mix)
         k, v = layer.self_attn.key_value(layer.input_layernorm(source), here)
         keys.append(k)
@@ -56,3 +62,10 @@ def naive_scan(
         outputs.append(z)
     new = len(outputs)
     return torch.cat(outputs, dim=1), torch.cat(keys[-new:], dim=2), torch.cat(values[-new:], dim=2)
+
+
+def residual(layer: Block, x: Tensor, branch: Tensor, kept: Tensor | None, which: int) -> Tensor:
+    """Return x plus what a branch adds after dropout: of attention if `which` is 0, of the MLP if 1."""
+    if kept is None:
+        return x + layer.scale * branch
+    return x + layer.scale / (1 - layer.dropout.p) * (branch * kept[which])

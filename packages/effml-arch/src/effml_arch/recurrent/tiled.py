@@ -19,8 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from effml_arch.recurrent import kernels
 from effml_arch.recurrent.attention_state import AttentionState, Geometry, merge_tile
 from effml_arch.recurrent.folding import FoldedBlock
+from effml_arch.recurrent.native import NativeForward, serves
 from effml_arch.recurrent.pair_bias import PairBias, add_bias
 from effml_arch.recurrent.schedule import Tile
 
@@ -58,27 +60,41 @@ def scan(
     base_block: int,
     tiles: dict[int, Tile],
     with_lse: bool,
+    kept: Tensor | None = None,
 ) -> Scan:
     """Run a layer over x (seq, batch, d_model).
 
-    past: keys and values of the cache (batch x kv_heads, slots, head_dim). tiles: a `schedule` for this base block.
+    Args:
+        past: keys and values of the cache (batch x kv_heads, slots, head_dim).
+        tiles: a `schedule` for this base block.
+        kept: (seq, 2, batch, d_model), False where dropout leaves out what attention, and what the MLP, adds.
     """
     (n, batch, _), group = x.shape, geometry.group
     q, own_k, own_v = queries
+    merge = kernels.merge_tile if kernels.serves(q) else merge_tile
     state = AttentionState.of_own_pair(q, own_k, own_v, group)
     if past is not None:
         whole = Tile(0, n, 0, past[0].shape[1])
-        merge_tile(state, q, *past, whole, bias, geometry, past=True)
+        merge(state, q, *past, whole, bias, geometry, past=True)
     keys, values, z, heads = (torch.empty_like(t) for t in (own_k, own_v, x, x))
     lse = torch.empty_like(state.maximum) if with_lse else None
     tables = block.key_tables(rotary, x)
+    native = None
+    if serves(block, x, *queries):
+        written = {"z": z, "heads": heads, "keys": keys, "values": values, "lse": lse}
+        native = NativeForward(block, x, q, bias, geometry, state, tables, kept, write_mix, written)
     # Of one block, with a zero before its keys: the key of what was merged, whose logit is its log-sum-exp.
     block_keys = own_k.new_zeros(len(own_k), base_block + 1, block.head_dim)
     block_values = torch.empty_like(block_keys[:, 1:])
     for start in range(0, n, base_block):
-        if start in tiles:
-            merge_tile(state, q, keys, values, tiles[start], bias, geometry, past=False)
         stop = min(start + base_block, n)
+        if native is not None:
+            if start in tiles:
+                native.merge(tiles[start])
+            native.run(start, stop)
+            continue
+        if start in tiles:
+            merge(state, q, keys, values, tiles[start], bias, geometry, past=False)
         rows, size = slice(start * group, stop * group), stop - start
         merged, merged_lse = state.output(rows)
         logit_bias = block_bias(merged_lse, start, size, bias, geometry)
@@ -91,16 +107,17 @@ def scan(
             _positions(tables[1], start, stop),
             block_keys[:, 1:].unbind(1),
             block_values.unbind(1),
+            [None] * size if kept is None else kept[start:stop].to(x.dtype).unbind(),
         )
         block_heads, block_z = [], []
-        for i, (logits_i, q_i, merged_i, x_i, cos_i, sin_i, k_i, v_i) in enumerate(zip(*steps, strict=False)):
+        for i, (logits_i, q_i, merged_i, x_i, cos_i, sin_i, k_i, v_i, kept_i) in enumerate(zip(*steps, strict=False)):
             a = merged_i
             if i:
                 logits = torch.baddbmm(logits_i[..., : i + 1], q_i, block_keys[:, : i + 1].mT)
                 weights = logits.softmax(-1)
                 a = torch.bmm(weights[..., 1:], block_values[:, :i]).addcmul_(weights[..., :1], merged_i)
             a = a.reshape(batch, -1)
-            z_i = block.finish(x_i, a)
+            z_i = block.finish(x_i, a, kept_i)
             block.persist(z_i if write_mix == 1 else torch.lerp(x_i, z_i, write_mix), (cos_i, sin_i), k_i, v_i)
             block_heads.append(a)
             block_z.append(z_i)

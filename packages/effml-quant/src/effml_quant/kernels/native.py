@@ -1,7 +1,7 @@
 """Casts on the CPU in one pass over memory, through the system's C compiler; without one, the plain version serves.
 
-`cast.c` is built for this machine at first use, once per combination of types and rounding (see `compiler`). Results
-equal the plain version's bit by bit. Cost per element: one read and one write, which is what bounds it.
+`cast.c` is built for this machine at first use, once per combination of types and rounding (see `effml_shared.native`).
+Results equal the plain version's bit by bit. Cost per element: one read and one write, which is what bounds it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from effml_shared.native import library
 from torch import Tensor
 
 from effml_quant.blocks import Blocks
 from effml_quant.formats import Format
-from effml_quant.kernels import compiler
 from effml_quant.kernels.lines import RUN, Lines
 from effml_quant.quantizer import Quantizer
 from effml_quant.rounding import ROUNDINGS
@@ -66,7 +66,7 @@ def _items(lines: Lines) -> int:
 def is_available() -> bool:
     """Say whether this machine has a C compiler that builds the kernels."""
     defines = ("AMAX", "ROUNDING=NEAREST_EVEN", "DIVIDE=0", "INPUT=FLOAT32", "OUTPUT=FLOAT32", "BLOCK=32")
-    return compiler.library(_SOURCE, defines) is not None
+    return library(_SOURCE, defines) is not None
 
 
 def _serves(x: Tensor, q: Quantizer) -> bool:
@@ -300,10 +300,10 @@ def _run(
     rounding = ("NEAREST_EVEN", "NEAREST_AWAY", "TOWARD_ZERO", "STOCHASTIC")[ROUNDINGS.index(q.rounding)]
     names = {"ROUNDING": rounding, "DIVIDE": divide, "INPUT": source, "OUTPUT": target}
     names["BLOCK"] = block if block in (16, 32, 64, 128) else 32
-    library = compiler.library(_SOURCE, (kernel, *(f"{name}={value}" for name, value in names.items())))
-    if library is None:
+    built = library(_SOURCE, (kernel, *(f"{name}={value}" for name, value in names.items())))
+    if built is None:
         return False
-    function = library.kernel
+    function = built.kernel
     head = [ctypes.byref(spec) for spec in specs] + [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
     threads = min(torch.get_num_threads(), items, max(1, elements // _ALONE))
     bounds = [items * i // threads for i in range(threads + 1)]

@@ -10,9 +10,9 @@ import ctypes
 from pathlib import Path
 
 import torch
+from effml_shared.native import library
 from torch import Tensor
 
-from effml_quant.kernels import compiler
 from effml_quant.lotion.variance import is_continuous, snap_tolerance
 from effml_quant.quantizer import Quantizer
 
@@ -49,8 +49,8 @@ def add_gradient(
     if not plain or not is_continuous(q) or not out.is_contiguous() or torch.compiler.is_compiling():
         return None
     fmt = q.format
-    library = _library(floats=not fmt.is_integer)
-    if library is None:
+    built = _library(floats=not fmt.is_integer)
+    if built is None:
         return None
     w, g = w.contiguous(), g.contiguous()
     spec = _Penalty(
@@ -66,9 +66,9 @@ def add_gradient(
     )
     values = torch.empty(len(w), dtype=torch.float64)
     pointers = [ctypes.c_void_p(x.data_ptr()) for x in (w, g, out, values)]
-    library.kernel(ctypes.byref(spec), *pointers, ctypes.c_int64(0), ctypes.c_int64(len(w)))
+    built.kernel(ctypes.byref(spec), *pointers, ctypes.c_int64(0), ctypes.c_int64(len(w)))
     return values
 
 
 def _library(*, floats: bool) -> ctypes.CDLL | None:
-    return compiler.library(_SOURCE, (f"FLOATS={int(floats)}",))
+    return library(_SOURCE, (f"FLOATS={int(floats)}",))

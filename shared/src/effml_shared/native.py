@@ -1,7 +1,7 @@
 """Build small C files for this machine at first use, and keep the libraries in the user's cache directory.
 
-`$XDG_CACHE_HOME/effml-quant`, else `~/.cache/effml-quant`. A build takes a fraction of a second. Without a compiler, or
-where it fails, callers get None, the log says so once, and plain versions serve.
+`$XDG_CACHE_HOME/effml`, else `~/.cache/effml`. A build takes a second or less. Without a compiler, or where it
+fails, callers get None, the log says so once, and the plain versions serve.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ __all__ = ["library"]
 
 _log = logging.getLogger(__name__)
 
-# No fused multiply-adds: results equal the plain versions' bit by bit.
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 
 @functools.cache
-def library(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | None:
-    """Build or find the library of a C file.
+def library(source: Path, defines: tuple[str, ...] = (), *, fused: bool = False) -> ctypes.CDLL | None:
+    """Build or find the library of a C file that includes no file of its own; None: plain versions must serve.
 
     Args:
         defines: macros, each `NAME` or `NAME=value`.
+        fused: a x + y may be rounded once instead of twice: faster, yet not bit by bit what torch computes.
     """
     compiler = _compiler()
     if compiler is None:
         return None
-    command = [compiler, *_FLAGS, *(f"-D{define}" for define in defines), str(source), "-lm"]
+    contraction = f"-ffp-contract={'fast' if fused else 'off'}"
+    command = [compiler, *_FLAGS, contraction, *(f"-D{define}" for define in defines), str(source), "-lm"]
     try:
         parts = [source.read_bytes(), _machine(), *map(str.encode, command)]
         name = f"{source.stem}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
@@ -57,7 +58,7 @@ def _compiler() -> str | None:
     names = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        _log.warning("no C compiler found (cc, gcc, clang), so casts on the CPU take the plain path")
+        _log.warning("no C compiler found (cc, gcc, clang), so plain versions serve on the CPU, several times slower")
     return found
 
 
@@ -77,11 +78,11 @@ def _cache_directory() -> Path:
     """Return a directory that only this user can write, so that nobody else's code is loaded from it."""
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(home) / "effml-quant"
+        directory = Path(home) / "effml"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
         if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(directory, os.W_OK):
             return directory
     except (OSError, RuntimeError) as error:
-        _log.info("no cache directory, so kernels are built anew in every process: %s", error)
-    return Path(tempfile.mkdtemp(prefix="effml-quant-"))
+        _log.info("no cache directory, so libraries are built anew in every process: %s", error)
+    return Path(tempfile.mkdtemp(prefix="effml-"))
