@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
 # What a package's own tests need beyond its plain installation.
-EXTRAS = {"shared": "[data]", "optim": "[hf]", "quant": "[hf]", "arch": "[hf]"}
+EXTRAS = {"shared": "[data]", "optim": "[hf]", "quant": "[hf]", "arch": "[hf]", "diffusion": "[hf]"}
 PEERS = {"quant": ["quant-peers"]}  # what only one package's tests compare with
 SOURCES = [f"{path}/src" for path in PACKAGES.values()]
 FAST = ["-m", "not slow and not gpu"]
@@ -95,7 +95,9 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
-@nox.parametrize("package", ["shared", "optim", "quant", "arch"], ids=["shared", "optim", "quant", "arch"])
+@nox.parametrize(
+    "package", ["shared", "optim", "quant", "arch", "diffusion"], ids=["shared", "optim", "quant", "arch", "diffusion"]
+)
 def lowest(session: nox.Session, package: str) -> None:
     """Unit tests against the lowest versions that the package says it supports."""
     session.install("--resolution", "lowest-direct", *groups("test"), *editable(*dict.fromkeys(["shared", package])))
@@ -135,7 +137,7 @@ def wheels(session: nox.Session, package: str) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks of one package against its peers (`nox -s bench -- optim`): one JSON line per case, and a table."""
     session.install(*groups("bench"), *editable(*PACKAGES))
-    for name in session.posargs or ["optim", "quant"]:
+    for name in session.posargs or ["optim", "quant", "arch", "diffusion"]:
         for script in sorted((ROOT / PACKAGES[name] / "benchmarks").glob("bench_*.py")):
             session.run("python", str(script), "--table")
 

@@ -157,7 +157,7 @@ def test_learns_prefix_parity_in_one_layer_and_a_standard_layer_does_not() -> No
     for mix in (1.0, 0.0):
         model = RecurrentTransformer(replace(config, write_mix=mix))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0)
-        for _ in range(100):
+        for _ in range(200):
             bits = torch.randint(2, (64, 8), generator=stream)
             parity = bits.cumsum(1) % 2
             out = model(bits).logits[..., :2].transpose(1, 2)

@@ -114,7 +114,7 @@ def cpu() -> RtLmConfig:
     Tokens decide. In single trainings the deep RT was 0.04 nats behind the deep T after 0.24 million bytes (4 x 80),
     0.03 ahead after these, and 0.08 ahead after 2 million.
     """
-    return RtLmConfig(data=DataConfig(seq_len=64), steps=600, learning_rates=[5e-3, 1e-2, 2e-2], precision="float32")
+    return RtLmConfig(data=DataConfig(seq_len=64), steps=600, learning_rates=[5e-3, 1e-2], precision="float32")
 
 
 def gpu() -> RtLmConfig:
