@@ -1,10 +1,41 @@
-"""effml-rl: reinforcement learning of language models with verifiers.
+"""effml-rl: objectives of reinforcement learning for language models, verifiers, a sandbox, and the coverage wall.
 
-No method has landed yet.
+Samplers, trainers and experiments have not landed yet.
 """
 
 from importlib.metadata import version
 
-__all__ = ["__version__"]
+from effml_rl.advantages import advantages
+from effml_rl.aggregation import aggregate
+from effml_rl.gae import gae
+from effml_rl.kl import kl
+from effml_rl.pass_at_k import majority_at_k, pass_at_k
+from effml_rl.policy_loss import policy_loss, policy_metrics
+from effml_rl.rollout_batch import RolloutBatch
+from effml_rl.sandbox import PythonSandbox
+from effml_rl.solution_tree import SolutionTreeTask
+from effml_rl.token_logps import token_logps
+from effml_rl.value_loss import value_loss
+from effml_rl.wall import CorrectMatrix, TemperatureSweep, wall_test
+
+__all__ = [
+    "CorrectMatrix",
+    "PythonSandbox",
+    "RolloutBatch",
+    "SolutionTreeTask",
+    "TemperatureSweep",
+    "__version__",
+    "advantages",
+    "aggregate",
+    "gae",
+    "kl",
+    "majority_at_k",
+    "pass_at_k",
+    "policy_loss",
+    "policy_metrics",
+    "token_logps",
+    "value_loss",
+    "wall_test",
+]
 
 __version__ = version("effml-rl")

@@ -1,0 +1,28 @@
+"""Say whether a completion is right: verdicts with a status, and no silent zeros."""
+
+from effml_rl.verifiers.answer_match import ExactMatch, NumericMatch
+from effml_rl.verifiers.answers import boxed_answer, extract_answer, last_number
+from effml_rl.verifiers.numbers import numbers_equal, parse_number
+from effml_rl.verifiers.program_match import CallMatch, ProgramMatch, fenced_code
+from effml_rl.verifiers.reward_functions import RewardFunction, reward_function
+from effml_rl.verifiers.symbolic_match import SymbolicMatch
+from effml_rl.verifiers.verdict import Status, Verdict, Verifier
+
+__all__ = [
+    "CallMatch",
+    "ExactMatch",
+    "NumericMatch",
+    "ProgramMatch",
+    "RewardFunction",
+    "Status",
+    "SymbolicMatch",
+    "Verdict",
+    "Verifier",
+    "boxed_answer",
+    "extract_answer",
+    "fenced_code",
+    "last_number",
+    "numbers_equal",
+    "parse_number",
+    "reward_function",
+]
