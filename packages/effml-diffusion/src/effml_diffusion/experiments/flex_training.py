@@ -153,12 +153,11 @@ def train(
         checkpoints=trial.checkpoints,
         seed=seed,
     )
-    measured: dict[str, Any] = {}
     try:
         loop.run()
         measured = measure()
-    except NonFiniteError:
-        pass
+    except NonFiniteError:  # a training that diverged has nothing to show, and its run goes on
+        measured = {}
     return {
         "measured": measured,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
