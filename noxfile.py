@@ -16,7 +16,15 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
 # What a package's own tests need beyond its plain installation.
-EXTRAS = {"shared": "[data]", "optim": "[hf]", "quant": "[hf]", "arch": "[hf]", "diffusion": "[hf]"}
+EXTRAS = {
+    "shared": "[data]",
+    "optim": "[hf]",
+    "quant": "[hf]",
+    "arch": "[hf]",
+    "diffusion": "[hf]",
+    "rl": "[hf,lora,math]",
+    "eval": "[hf,harness]",
+}
 PEERS = {"quant": ["quant-peers"]}  # what only one package's tests compare with
 SOURCES = [f"{path}/src" for path in PACKAGES.values()]
 FAST = ["-m", "not slow and not gpu"]

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from effml_shared.errors import ConfigError
-from effml_shared.generation import draw, filter_logits, generate
+from effml_shared.generation import draw, filter_logits, generate, make_decoder, unwrap
 from effml_shared.tensors import gather_log_probs, left_pad
 from effml_shared.transformer import Transformer, TransformerConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from torch import Tensor
+from torch import Tensor, nn
 
 CONFIG = TransformerConfig(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=40)
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5], [35], [8, 9]]
@@ -183,6 +183,49 @@ def test_padded_vocabulary_is_never_drawn() -> None:
     model = Transformer(replace(CONFIG, vocab_size=3))
     out = generate(model, torch.zeros(64, 1, dtype=torch.int64), max_new_tokens=20, do_sample=True, temperature=50.0)
     assert out.ids.max() == 2
+
+
+@pytest.mark.parametrize("kind", ["own", "hugging face"])
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_decoders_fork_and_select_rows(kind: str, padded: bool) -> None:
+    network: nn.Module = Transformer(replace(CONFIG, vocab_rows=40)).double()
+    if kind == "hugging face":
+        transformers = pytest.importorskip("transformers")
+        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = transformers.LlamaConfig(vocab_size=40, num_key_value_heads=2, **shape)
+        network = transformers.LlamaForCausalLM(config).double().eval()
+    prompts = PROMPTS if padded else [[1, 2], [3, 4], [5, 6], [7, 8]]
+    ids, mask = left_pad(prompts, pad_id=0)
+    decoder = make_decoder(network, 10)
+    decoder(ids, mask if padded else None)
+    texts = [prompts[2], prompts[0], prompts[2]]
+    for fork in (decoder.fork(torch.tensor([2, 0, 2])), decoder.fork(torch.tensor([2, 0, 2]))):
+        fork(torch.tensor([[5], [6], [7]]))
+        fork.select(torch.tensor([2, 1]))
+        logits = fork(torch.tensor([[8], [9]]))
+        for row, text in enumerate(([*texts[2], 7, 8], [*texts[1], 6, 9])):
+            torch.testing.assert_close(logits[row], network(torch.tensor([text])).logits[0, -1], rtol=0, atol=1e-10)
+
+
+def test_wrappers_are_taken_off_down_to_what_adapts_the_model() -> None:
+    class Adapter(nn.Module):
+        """Hands on what it does not have, as adapters do."""
+
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.base, name)
+
+    network = Transformer(CONFIG)
+    adapter = Adapter(torch.compile(network))  # type: ignore[arg-type]
+    assert unwrap(network) is unwrap(torch.compile(network)) is network  # type: ignore[arg-type]
+    assert unwrap(adapter) is adapter
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -54,6 +54,28 @@ def test_capacity_doubles_or_is_fixed() -> None:
     assert filled(5, max_len=7).nbytes == 7 * per_token
 
 
+def some(mask: Tensor | None) -> Tensor:
+    assert mask is not None
+    return mask
+
+
+def test_a_fork_holds_other_rows_and_leaves_its_origin_alone() -> None:
+    cache = KVCache(1, max_len=9)
+    cache.mark(torch.tensor([[False, True, True], [True, True, True]]))
+    cache.append(0, *tokens(0, 3))
+    fork = cache.fork(torch.tensor([1, 1, 0]))
+    fork.append(0, *tokens(3, 2, batch=3))
+    expected = tokens(0, 3)[0][[1, 1, 0]]
+    assert torch.equal(fork.get(0)[0], torch.cat([expected, tokens(3, 2, batch=3)[0]], dim=2))
+    valid = torch.tensor([[True] * 5, [True] * 5, [False] + [True] * 4])
+    assert torch.equal(some(fork.key_valid(5)), valid)
+    fork.reset()
+    assert cache.length == 3
+    assert torch.equal(cache.get(0)[0], tokens(0, 3)[0])
+    assert torch.equal(some(cache.key_valid(3)), valid[[2, 0], :3])
+    assert fork.nbytes == 3 * cache.nbytes / 2
+
+
 def test_rows_are_selected_and_repeated() -> None:
     cache = KVCache(1)
     cache.mark(torch.tensor([[False, True], [True, True]]))

@@ -27,17 +27,19 @@ class Coin:
     """Right with a probability that falls with temperature, by prompt, temperature and sample number alone."""
 
     def __init__(self, stop_after: int = 10**9) -> None:
-        self.calls: list[tuple[int, float, int]] = []
+        self.calls: list[tuple[int, list[float], int]] = []
         self.stop_after = stop_after
 
     def right(self, prompt: str, temperature: float, sample: int) -> bool:
         return np.random.default_rng(derive_seed(0, prompt, temperature, sample)).random() > temperature / 2
 
-    def __call__(self, prompts: Sequence[str], *, temperature: float, n: int) -> list[list[str]]:
+    def __call__(self, prompts: Sequence[str], *, temperatures: Sequence[float], n: int) -> list[list[list[str]]]:
         if len(self.calls) >= self.stop_after:
             raise KeyboardInterrupt
-        self.calls.append((len(prompts), temperature, n))
-        return [[ANSWERS[p] if self.right(p, temperature, i) else "S 0" for i in range(n)] for p in prompts]
+        self.calls.append((len(prompts), list(temperatures), n))
+        return [
+            [[ANSWERS[p] if self.right(p, t, i) else "S 0" for i in range(n)] for p in prompts] for t in temperatures
+        ]
 
 
 def sweep(coin: Any = None, grid: Sequence[float] = (0.5, 1.0), **options: Any) -> TemperatureSweep:
@@ -54,19 +56,19 @@ def test_every_sample_is_where_it_belongs() -> None:
     assert 0 < matrix.outcomes.mean() < 1
     assert matrix.greedy is not None
     assert matrix.greedy.tolist() == [1] * 10
-    assert coin.calls == [(size, t, n) for size in (4, 4, 2) for t, n in ((0.5, 3), (1.0, 3), (0.0, 1))]
+    assert coin.calls == [(size, grid, n) for size in (4, 4, 2) for grid, n in (([0.5, 1.0], 3), ([0.0], 1))]
 
 
 def test_a_stopped_sweep_goes_on_and_gives_the_same_matrix(tmp_path: Path) -> None:
     path = tmp_path / "matrix.safetensors"
     expected = sweep(greedy=True).run(PROMPTS, TARGETS)
     with pytest.raises(KeyboardInterrupt):
-        sweep(Coin(stop_after=4), greedy=True).run(PROMPTS, TARGETS, path)
+        sweep(Coin(stop_after=3), greedy=True).run(PROMPTS, TARGETS, path)
     with pytest.raises(CheckpointError, match=r"got no whole matrix"):
         CorrectMatrix.load(path)
     coin = Coin()
     matrix = sweep(coin, greedy=True).run(PROMPTS, TARGETS, path)
-    assert len(coin.calls) == 6  # two of three groups
+    assert len(coin.calls) == 4  # two of three groups
     again = Coin()
     for found in (matrix, CorrectMatrix.load(path), sweep(again, greedy=True).run(PROMPTS, TARGETS, path)):
         assert found.outcomes.tolist() == expected.outcomes.tolist()
@@ -125,9 +127,10 @@ def test_the_grids_are_the_official_ones() -> None:
 def test_broken_contracts_are_told() -> None:
     options: dict[str, Any]
     for options, message in (
-        ({"coin": lambda prompts, *, temperature, n: [["x"]] * len(prompts)}, r"generate: got other counts"),
+        ({"coin": lambda prompts, *, temperatures, n: [[["x"]] * len(prompts)] * 2}, r"generate: got other counts"),
+        ({"coin": lambda prompts, *, temperatures, n: [[["x"] * n] * len(prompts)]}, r"at each of 2 temperatures"),
         (
-            {"coin": lambda prompts, *, temperature, n: [["x"] * n]},
+            {"coin": lambda prompts, *, temperatures, n: [[["x"] * n]] * 2},
             r"generate: got other counts .* expected 3 for each of 4",
         ),
         ({"verifier": lambda *_: []}, r"verifier: got 0 verdicts, expected 12"),

@@ -54,6 +54,30 @@ def test_chunks_equal_the_whole(temperature: float, chunk: int, start: str) -> N
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+@pytest.mark.parametrize("entropy", ["value", "none"])
+@pytest.mark.parametrize("sliced", [False, True])
+def test_without_a_gradient_of_the_entropy_it_is_the_same(
+    temperature: float, chunk: int, entropy: str, sliced: bool
+) -> None:
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(3, 7 if sliced else 5, 11, dtype=F64)).index_fill(2, torch.tensor([9, 10]), -torch.inf)
+    logits.requires_grad_()
+    view, ids = logits[:, -5:], torch.randint(0, 9, (3, 5))
+    got = chunked_token_logps(view, None, ids, temperature=temperature, chunk=chunk, entropy=entropy)
+    expected = chunked_token_logps(view, None, ids, temperature=temperature, chunk=chunk)
+    torch.testing.assert_close(got.logps, expected.logps, atol=1e-13, rtol=0)
+    if entropy == "value":
+        torch.testing.assert_close(got.entropy, expected.entropy, atol=1e-13, rtol=0)
+        assert not got.entropy.requires_grad
+    else:
+        assert got.entropy.isnan().all()
+    weights = torch.randn(3, 5, dtype=F64)
+    ours, theirs = (torch.autograd.grad((weights * a.logps).sum(), logits)[0] for a in (got, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-13, rtol=0)
+
+
 def test_rows_beyond_the_vocabulary_leave_entropy_and_gradient_finite() -> None:
     logits = torch.randn(2, 3, 7, dtype=F64)
     padded = torch.cat([logits, torch.full((2, 3, 2), -torch.inf, dtype=F64)], -1).requires_grad_()
@@ -66,10 +90,11 @@ def test_rows_beyond_the_vocabulary_leave_entropy_and_gradient_finite() -> None:
     assert gradient[..., 7:].eq(0).all()
 
 
-def test_half_precision_logits_are_reduced_in_float32() -> None:
+@pytest.mark.parametrize("entropy", ["gradient", "value"])
+def test_half_precision_logits_are_reduced_in_float32(entropy: str) -> None:
     logits = (10 * torch.randn(2, 4, 300)).bfloat16().requires_grad_()
     ids = torch.randint(0, 300, (2, 4))
-    got = chunked_token_logps(logits, None, ids, chunk=3)
+    got = chunked_token_logps(logits, None, ids, chunk=3, entropy=entropy)
     assert got.logps.dtype == got.entropy.dtype == torch.float32
     for ours, theirs in zip(got, naive(logits.double(), ids, 1.0), strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=0)
@@ -174,6 +199,8 @@ def test_bad_input_is_named() -> None:
         token_logps(model, ids, mask, 4, chunk=0)
     with pytest.raises(ConfigError, match=r"input_ids, attention_mask: got shapes \(3, 9\) and \(3, 8\)"):
         token_logps(model, ids, mask[:, 1:], 4)
+    with pytest.raises(ConfigError, match=r"entropy: got 'some', expected one of 'gradient'"):
+        token_logps(model, ids, mask, 4, entropy="some")
     with pytest.raises(ConfigError, match=r"output without logits"):
         token_logps(nn.Embedding(11, 4), ids, torch.ones_like(mask), 4)
     with pytest.raises(ConfigError, match=r"ids: got shape \(3, 4\)"):

@@ -8,10 +8,11 @@ temperature, top-k, top-p (arXiv 1904.09751), min-p (arXiv 2407.01082).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from effml_shared.errors import ConfigError
 from effml_shared.tensors import gather_log_probs, widen
 
-__all__ = ["Generation", "draw", "evaluating", "filter_logits", "generate"]
+__all__ = ["Decoder", "Generation", "draw", "evaluating", "filter_logits", "generate", "make_decoder", "unwrap"]
 
 
 class Generation(NamedTuple):
@@ -64,39 +65,88 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return torch.minimum(ids, last)
 
 
-class _Decoder:
-    """Feed new tokens (rows, new) to the model and return the next logits (rows, vocab); hold what the past needs."""
+class Decoder(Protocol):
+    """A model and what it remembers of its rows."""
 
+    def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Take in the next tokens (rows, new) and return the logits (rows, vocab) that follow the last of them.
+
+        mask: (rows, new), bool, False at padding, which stands on the left of a row's first tokens; None: none.
+        """
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Make row i what row `rows[i]` was."""
+        ...
+
+    def fork(self, rows: Tensor) -> Decoder:
+        """Return another decoder with these rows, and leave this one as it is."""
+        ...
+
+
+class _TransformerDecoder:
     def __init__(self, model: Any, max_len: int) -> None:
         self.model, self.cache = model, model.new_cache(max_len)
 
-    def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.model(ids, attention_mask=mask, cache=self.cache, logits_to_keep=1).logits[:, -1]
 
-    def repeat(self, times: int) -> None:
-        self.cache.repeat(times)
+    def select(self, rows: Tensor) -> None:
+        self.cache.select(rows)
+
+    def fork(self, rows: Tensor) -> _TransformerDecoder:
+        other = copy.copy(self)
+        other.cache = self.cache.fork(rows)
+        return other
 
 
 class _HuggingFaceDecoder:
-    """The same for a causal model of `transformers`, which wants the mask of all tokens and explicit positions."""
+    """For a causal model of `transformers`, which wants the mask of all tokens, and positions where there is one."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.cache: Any = None
-        self.mask: Any = None
+        self.mask: Tensor | None = None
+        self.position: Any = None  # (rows, 1) of the last token, with a mask
 
-    def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        new = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
-        self.mask = new if self.mask is None else torch.cat([self.mask, new], dim=1)
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        known = {"attention_mask": self.mask, "position_ids": positions, "past_key_values": self.cache}
-        output = self.model(ids, **known, use_cache=True, logits_to_keep=1)
+    def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        known: dict[str, Any] = {}
+        if mask is not None:
+            self.mask = mask.to(ids.dtype)
+            positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        elif self.mask is not None:
+            self.mask = F.pad(self.mask, (0, ids.shape[1]), value=1)
+            positions = self.position + torch.arange(1, 1 + ids.shape[1], device=ids.device)
+        if self.mask is not None:
+            known, self.position = {"attention_mask": self.mask, "position_ids": positions}, positions[:, -1:]
+        output = self.model(ids, **known, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.cache = output.past_key_values
         return output.logits[:, -1]
 
-    def repeat(self, times: int) -> None:
-        self.cache.batch_repeat_interleave(times)
-        self.mask = self.mask.repeat_interleave(times, dim=0)
+    def select(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        if self.mask is not None:
+            self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def fork(self, rows: Tensor) -> _HuggingFaceDecoder:
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)  # its layers have state of many kinds
+        other.select(rows)
+        return other
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module under DDP and `torch.compile`, whose forward pass needs no other rank."""
+    inner: Any = model
+    while isinstance(inner, nn.parallel.DistributedDataParallel) or "_orig_mod" in getattr(inner, "_modules", ()):
+        inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner._orig_mod
+    return inner
+
+
+def make_decoder(model: nn.Module, max_len: int) -> Decoder:
+    """Return a decoder without rows of a `Transformer`, for at most max_len tokens each, or of a Hugging Face model."""
+    inner = unwrap(model)  # rows end when they end: ranks need not take equally many steps
+    return _TransformerDecoder(inner, max_len) if hasattr(inner, "new_cache") else _HuggingFaceDecoder(inner)
 
 
 @contextmanager
@@ -182,12 +232,12 @@ def generate(
     live, stop = mask.new_ones(rows), torch.tensor(ends, dtype=ids.dtype, device=device)
 
     with evaluating(model):
-        own = hasattr(model, "new_cache")
-        decoder = _Decoder(model, prompt + max_new_tokens) if own else _HuggingFaceDecoder(model)
+        decoder = make_decoder(model, prompt + max_new_tokens)
         logits = decoder(input_ids, attention_mask)
         if num_return_sequences > 1:
-            decoder.repeat(num_return_sequences)
-            logits = logits.repeat_interleave(num_return_sequences, dim=0)
+            copies = torch.arange(batch, device=device).repeat_interleave(num_return_sequences)
+            decoder.select(copies)
+            logits = logits[copies]
         for step in range(max_new_tokens):
             if sampling:
                 filtered = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -202,7 +252,7 @@ def generate(
             live = live & ~torch.isin(token, stop)
             if step + 1 == max_new_tokens or not bool(live.any()):
                 break
-            logits = decoder(token[:, None], None)
+            logits = decoder(token[:, None])
     new = step + 1
     both = (None, None) if log_probs is None else (log_probs[0, :, :new], log_probs[1, :, :new])
     return Generation(ids[:, : prompt + new], mask[:, :new], *both)

@@ -8,6 +8,8 @@ head_dim x itemsize bytes per token; appending is amortised O(1) per token becau
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -112,9 +114,20 @@ class KVCache:
 
     def select(self, rows: Tensor) -> None:
         """Make row i what row `rows[i]` was, rows (new_batch,): reorders beams, drops finished rows, copies prompts."""
-        self._buffers = [None if buffer is None else buffer.index_select(1, rows) for buffer in self._buffers]
+        self._buffers = [
+            None if buffer is None else _rows_of(buffer, rows, length)
+            for buffer, length in zip(self._buffers, self._lengths, strict=True)
+        ]
         if self._valid is not None:
             self._valid = self._valid.index_select(0, rows)
+
+    def fork(self, rows: Tensor) -> KVCache:
+        """Return another cache that holds these rows, and leave this one as it is."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():  # lists are written in place; tensors that `select` makes are new
+            setattr(other, name, list(value) if isinstance(value, list) else value)
+        other.select(rows)
+        return other
 
     def repeat(self, times: int) -> None:
         """Put `times` copies of every row behind each other: rows a, b become a, a, b, b."""
@@ -126,3 +139,10 @@ class KVCache:
         """Forget everything and keep the memory for the next batch of the same shape."""
         self._lengths = [0] * self.n_layers
         self._valid = None
+
+
+def _rows_of(buffer: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Return rows of a buffer (2, batch, kv_heads, capacity, head_dim) with its capacity, copying what it holds."""
+    chosen = buffer.new_empty(2, len(rows), *buffer.shape[2:])
+    chosen[..., :length, :] = buffer[..., :length, :].index_select(1, rows)
+    return chosen

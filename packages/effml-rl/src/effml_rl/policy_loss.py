@@ -79,7 +79,7 @@ def policy_loss(
         raise ConfigError(f"reduction: got {reduction!r} with kind 'gspo', expected {REDUCTIONS[kind]!r}")
     tokens = {"logps": logps, "old_logps": old_logps, "advantages": advantages, "weight": weight, "penalty": penalty}
     check_tokens(mask, per_row=("advantages", "weight"), **tokens)
-    clip = _check_clip(kind, clip, delta, dual_clip)
+    clip = check_clip(kind, clip, delta, dual_clip)
 
     old_logps = logps.detach() if old_logps is None else old_logps
     ratio = importance_ratio(logps, old_logps, mask, level="sequence" if kind == "gspo" else "token")
@@ -121,7 +121,7 @@ def policy_metrics(
     """
     check_choice("kind", kind, CLIPS)
     check_tokens(mask, per_row=("advantages",), advantages=advantages)
-    low, high = _check_clip(kind, clip, None, None)
+    low, high = check_clip(kind, clip, None, None)
     tokens = importance_ratio(logps, old_logps, mask)
     ratio = importance_ratio(logps, old_logps, mask, level="sequence").expand(mask.shape) if kind == "gspo" else tokens
     below, above = (ratio < 1 - low) & (advantages < 0), (ratio > 1 + high) & (advantages > 0)
@@ -134,10 +134,10 @@ def policy_metrics(
     }
 
 
-def _check_clip(
+def check_clip(
     kind: str, clip: tuple[float, float] | None, delta: float | None, dual_clip: float | None
 ) -> tuple[float, float]:
-    """Return the clip of a kind, (0, 0) where it has none."""
+    """Return the clip of a kind, (0, 0) where it has none; raise a `ConfigError` if an option does not fit the kind."""
     if kind not in CLIPS:
         if clip is not None or dual_clip is not None:
             raise ConfigError(f"clip, dual_clip: got one with kind {kind!r}, expected None: they are of ppo and gspo")

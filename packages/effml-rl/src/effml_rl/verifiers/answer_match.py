@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from effml_shared.data.answers import extract_answer
+from effml_shared.data.numbers import Number, numbers_equal, parse_number
 from effml_shared.errors import ConfigError
 
-from effml_rl.verifiers.answers import extract_answer
-from effml_rl.verifiers.numbers import Number, numbers_equal, parse_number
 from effml_rl.verifiers.verdict import Verdict, check_lengths
 
 __all__ = ["ExactMatch", "NumericMatch", "target_number"]

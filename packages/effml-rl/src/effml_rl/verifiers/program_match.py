@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from effml_shared.data.numbers import numbers_equal, parse_number
 from effml_shared.errors import ConfigError
 
 from effml_rl.sandbox import Execution, Program, PythonSandbox
 from effml_rl.verifiers.answer_match import target_number
-from effml_rl.verifiers.numbers import numbers_equal, parse_number
 from effml_rl.verifiers.verdict import Verdict, check_lengths
 
 __all__ = ["CallMatch", "ProgramMatch", "fenced_code", "values_equal"]

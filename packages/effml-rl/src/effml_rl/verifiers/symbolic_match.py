@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effml_shared.data.answers import extract_answer
+from effml_shared.data.numbers import numbers_equal, parse_number
 from effml_shared.errors import ConfigError, require
 
 from effml_rl.sandbox import Program, PythonSandbox
-from effml_rl.verifiers.answers import extract_answer
-from effml_rl.verifiers.numbers import numbers_equal, parse_number
 from effml_rl.verifiers.verdict import Verdict, check_lengths
 
 __all__ = ["SymbolicMatch"]

@@ -1,8 +1,8 @@
 """Sample every problem at every temperature and have the answers verified; a stopped sweep goes on where it stood.
 
-Problems are taken in groups, and a group goes through all temperatures before the next, so that a generator can keep
-its prompts' cache. After every group the file is replaced as a whole. If what is generated depends on prompt,
-temperature and sample number alone, as with counter-based sampling, a continued sweep equals an uninterrupted one.
+Problems are taken in groups, and a group is asked for at all temperatures at once, so that each prompt need be read
+only once, as `effml_rl.sampler.Sampler.completions` does. After every group the file is replaced as a whole. If what is
+generated depends on prompt, temperature and sample number alone, a continued sweep equals an uninterrupted one.
 
 Cost: temperatures x problems x n completions, 852k at the synthetic grid's 13 x 512 x 128.
 
@@ -40,9 +40,11 @@ _log = logging.getLogger(__name__)
 
 
 class Generate(Protocol):
-    """Return n completions of each prompt, at temperature 0 the greedy one."""
+    """Return for each temperature, of each prompt, n completions: those at temperature 0 are greedy."""
 
-    def __call__(self, prompts: Sequence[str], *, temperature: float, n: int) -> Sequence[Sequence[str]]: ...
+    def __call__(
+        self, prompts: Sequence[str], *, temperatures: Sequence[float], n: int
+    ) -> Sequence[Sequence[Sequence[str]]]: ...
 
 
 class TemperatureSweep:
@@ -105,10 +107,9 @@ class TemperatureSweep:
             rows = slice(start, start + self.group)
             if (outcomes[:, rows] != _UNSAMPLED).all():
                 continue
-            for i, temperature in enumerate(self.temperatures):
-                outcomes[i, rows] = self._sample(prompts[rows], targets[rows], temperature, self.n)
+            outcomes[:, rows] = self._sample(prompts[rows], targets[rows], self.temperatures, self.n)
             if self.greedy:
-                tree["greedy"].numpy()[rows] = self._sample(prompts[rows], targets[rows], 0.0, 1)[:, 0]
+                tree["greedy"].numpy()[rows] = self._sample(prompts[rows], targets[rows], [0.0], 1)[0, :, 0]
             if path is not None:
                 save_tree(path, KIND, tree)
         return CorrectMatrix.from_tree(path or "sweep", tree)
@@ -136,13 +137,24 @@ class TemperatureSweep:
             )
         return tree
 
-    def _sample(self, prompts: Sequence[str], targets: Sequence[Any], temperature: float, n: int) -> NDArray[np.int8]:
-        """Return outcomes (prompts, n)."""
-        completions = self.generate(prompts, temperature=temperature, n=n)
-        if [len(samples) for samples in completions] != [n] * len(prompts):
+    def _sample(
+        self, prompts: Sequence[str], targets: Sequence[Any], temperatures: Sequence[float], n: int
+    ) -> NDArray[np.int8]:
+        """Return outcomes (temperatures, prompts, n)."""
+        completions = self.generate(prompts, temperatures=temperatures, n=n)
+        if [[len(samples) for samples in each] for each in completions] != [[n] * len(prompts)] * len(temperatures):
             raise ConfigError(
-                f"generate: got other counts of completions, expected {n} for each of {len(prompts)} prompts"
+                f"generate: got other counts of completions, expected {n} for each of {len(prompts)} prompts "
+                f"at each of {len(temperatures)} temperatures"
             )
+        outcomes = [self._verify(prompts, targets, each) for each in completions]
+        return np.array(outcomes, np.int8).reshape(len(temperatures), len(prompts), n)
+
+    def _verify(
+        self, prompts: Sequence[str], targets: Sequence[Any], completions: Sequence[Sequence[str]]
+    ) -> list[int]:
+        """Return the outcomes of all completions at one temperature."""
+        n = len(completions[0])
         verdicts = self.verifier(
             [prompt for prompt in prompts for _ in range(n)],
             [completion for samples in completions for completion in samples],
@@ -152,7 +164,7 @@ class TemperatureSweep:
             raise ConfigError(
                 f"verifier: got {len(verdicts)} verdicts, expected {n * len(prompts)}, one per completion"
             )
-        return np.array([_outcome(verdict) for verdict in verdicts], np.int8).reshape(len(prompts), n)
+        return [_outcome(verdict) for verdict in verdicts]
 
 
 def _outcome(verdict: Verdict) -> int:

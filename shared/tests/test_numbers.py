@@ -2,7 +2,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from effml_rl.verifiers.numbers import numbers_equal, parse_number
+from effml_shared.data.numbers import numbers_equal, parse_number
 from hypothesis import given
 from hypothesis import strategies as st
 

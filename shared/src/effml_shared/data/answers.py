@@ -17,7 +17,7 @@ _NUMBER = re.compile(
     r"|(?<![\w)])[-+]?\.[0-9]+"
 )
 
-_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")  # an escaped brace is text
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # a character behind a backslash is text
 
 
 def extract_answer(text: str) -> str | None:

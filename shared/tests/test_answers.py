@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from effml_rl.verifiers.answers import boxed_answer, extract_answer, last_number
+from effml_shared.data.answers import boxed_answer, extract_answer, last_number
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,0 +1,1 @@
+"""Experiments that test a paper's claims; `effml list` shows them."""
