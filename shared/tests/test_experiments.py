@@ -1,10 +1,12 @@
+import dataclasses
 import math
 import random
 import statistics
 
 import pytest
 from effml_shared.errors import ConfigError
-from effml_shared.experiments import Claim, discover, find, interval, judge
+from effml_shared.experiments import Claim, discover, find, interval, judge, one_line
+from effml_shared.runs import Run
 from effml_shared.testing.experiments import ExperimentKit
 
 CLAIM = Claim("saved", "text", "40%", "%", at_least=40.0)
@@ -70,3 +72,24 @@ class TestToy(ExperimentKit):
     @pytest.fixture(autouse=True)
     def _experiment(self, toy):
         self.experiment = toy
+
+
+def test_a_failure_stands_in_the_summary_until_it_is_mended(toy, tmp_path):
+    def broken(config, run):
+        raise ZeroDivisionError("division\nby zero")
+
+    run = Run.create(tmp_path / "r", {"experiment": toy.name, "preset": "smoke"}, "")
+    with pytest.raises(ZeroDivisionError):
+        dataclasses.replace(toy, run=broken).execute(None, run)
+    failed = Run(run.path).summary
+    assert (failed["status"], failed["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    toy.execute(toy.configure("smoke"), Run(run.path))
+    mended = Run(run.path).summary
+    assert mended["status"] == "finished"
+    assert "error" not in mended
+    assert mended["seconds"] > failed["seconds"] >= 0  # of both sessions
+
+
+def test_an_error_in_one_line():
+    assert one_line(ConfigError("a: got 1,\n expected 2")) == "a: got 1, expected 2"
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"

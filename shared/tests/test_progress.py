@@ -18,9 +18,9 @@ class Count:
         return {}
 
 
-def show(terminal, expect=True, interval=0.0):
+def show(terminal, expect=True, interval=0.0, within=""):
     output = io.StringIO()
-    bar = ProgressBar(Console(file=output, force_terminal=terminal, width=120), interval=interval)
+    bar = ProgressBar(Console(file=output, force_terminal=terminal, width=120), interval=interval, within=within)
     if expect:
         bar.expect(400)
     for _ in range(2):
@@ -35,6 +35,10 @@ def test_without_a_terminal_it_prints_plain_lines():
     assert "tok/s" in lines[0]
     assert lines[-1].endswith("0:00 left")
     assert "\x1b" not in "".join(lines)
+
+
+def test_it_says_what_the_trial_belongs_to():
+    assert show(terminal=False, within="1/3 toy: ").startswith("1/3 toy: training  step 1  ")
 
 
 def test_lines_are_rationed():

@@ -1,4 +1,4 @@
-"""`effml list | run | resume | report | compare | doctor`.
+"""`effml list | run | resume | report | compare | reproduce | cite | doctor`.
 
 Every command ends with an answer. Whatever is wrong with the input is one line on stderr and exit code 2; Ctrl-C
 leaves a checkpoint and prints the command that continues (exit code 130, SIGTERM 143).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from effml_shared.errors import ConfigError, EffmlError, Interrupted
 
 __all__ = ["main"]
 
-_MARKS = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
+_MARKS = {"holds": "green", "does not hold": "red", "inconclusive": "yellow", "failed": "magenta"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+    words = next((words for words in ("overrides", "names") if hasattr(options, words)), None)
+    if any(word.startswith("-") for word in rest) or (rest and words is None):
         parser.error(f"unknown argument {rest[0]}")
-    if rest:  # argparse leaves the words after an option behind
-        options.overrides += rest
+    if words and rest:  # argparse leaves the words after an option behind
+        setattr(options, words, getattr(options, words) + rest)
     return options
 
 
@@ -91,6 +94,16 @@ def _parser() -> _Parser:
         "compare", _compare, "Put the claims of several runs side by side, and what differs between them."
     )
     compare.add_argument("runs", metavar="DIR", nargs="+", help="run directories, two or more")
+    reproduce = command(
+        "reproduce", _reproduce, "Run all experiments, or the named ones, and put their claims on one page; goes on."
+    )
+    reproduce.add_argument("names", metavar="NAME", nargs="*", help="experiments (default: all that are installed)")
+    reproduce.add_argument("--preset", default="cpu", help="smoke, cpu (default) or gpu")
+    reproduce.add_argument(
+        "--out", metavar="DIR", help="directory of the page and the runs (default: runs/reproduction-PRESET)"
+    )
+    cite = command("cite", _cite, "Print BibTeX of the papers that experiments re-test.")
+    cite.add_argument("names", metavar="NAME", nargs="+", help="as `effml list` shows it")
     command("doctor", _doctor, "Say what this machine can do.")
     return parser
 
@@ -148,12 +161,7 @@ def _execute(experiment: Any, config: Any, run: Any, console: Console) -> None:
     try:
         experiment.execute(config, run)
     except (Interrupted, KeyboardInterrupt) as stop:
-        run.update(status="interrupted")
-        signum = stop.signum if isinstance(stop, Interrupted) else 2
-        raise Interrupted(f"interrupted; continue with: effml resume {run.path}", signum) from None
-    except EffmlError:
-        run.update(status="failed")
-        raise
+        raise _continue_with(["resume", str(run.path)], stop) from None
     if main:
         report = write_report(run, experiment)
         _print(console, run.summary["table"])
@@ -210,6 +218,79 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
         console.print(f"not finished: {', '.join(unfinished)}", highlight=False)
 
 
+def _reproduce(options: argparse.Namespace, console: Console) -> int:
+    from effml_shared.reproduction import Reproduction
+    from effml_shared.reproduction_page import duration, tally
+
+    out = Path(options.out or Path("runs") / f"reproduction-{options.preset}")
+    reproduction = Reproduction(out, options.preset, options.names)
+    say = console.print if distributed.is_main() else lambda *words, **how: None
+    total, todo = len(reproduction.asked), reproduction.unfinished()
+    say(
+        f"{total} experiment{'s' * (total != 1)}, {total - len(todo)} finished before; page: {out / 'index.html'}",
+        highlight=False,
+        markup=False,
+    )
+    try:
+        for place, name in enumerate(todo):
+            count = f"{total - len(todo) + place + 1}/{total}"
+            times = {
+                "about {}": reproduction.expected(name),
+                "all in about {}": reproduction.seconds_left(todo[place:]),
+            }
+            words = [text.format(duration(seconds)) for text, seconds in times.items() if seconds]
+            say(", ".join([f"[bold]{count} {name}[/]", *words]), highlight=False)
+            reproduction.run(name, _watchers(console, f"{count} {name}: "))
+            entry = reproduction.entry(name)
+            judged = tally([claim["verdict"] for claim in entry["claims"]])
+            say(f"  failed: {entry['error']}" if entry["status"] == "failed" else f"  {judged}", markup=False)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        raise _continue_with(
+            ["reproduce", "--preset", options.preset, "--out", str(out), *options.names], stop
+        ) from None
+    finally:
+        page = reproduction.write()
+    entries = [reproduction.entry(name) for name in reproduction.asked]
+    failed = [entry for entry in entries if entry["status"] == "failed"]
+    if distributed.is_main():
+        _print(console, [row for entry in entries for row in _rows(entry)])
+        verdicts = tally([claim["verdict"] for entry in entries for claim in entry["claims"]])
+        say(f"{verdicts}{f'; {len(failed)} of {total} experiments failed' if failed else ''}", highlight=False)
+        say(f"page: {page}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    from effml_shared.report import number
+
+    if entry["status"] == "failed":
+        row = {"claim": entry["error"], "measured": "", "95% interval": "", "verdict": "failed"}
+        return [{"experiment": entry["name"], **row}]
+    return [
+        {
+            "experiment": "" if place else entry["name"],
+            "claim": claim["text"],
+            "measured": f"{number(claim['mean'], 3)}{claim['unit']}",
+            "95% interval": f"[{number(claim['low'], 3)}, {number(claim['high'], 3)}] n={claim['seeds']}",
+            "verdict": claim["verdict"],
+        }
+        for place, claim in enumerate(entry["claims"])
+    ]
+
+
+def _cite(options: argparse.Namespace, console: Console) -> None:
+    from effml_shared.citations import bibtex
+    from effml_shared.experiments import find
+
+    entries: dict[str, None] = {}  # in order, each once
+    for name in options.names:
+        experiment = find(name)
+        if not experiment.papers:
+            raise ConfigError(f"{name}: got no BibTeX of its paper, which is: {experiment.paper}")
+        entries |= dict.fromkeys(map(bibtex, experiment.papers))
+    print("\n\n".join(entries))
+
+
 def _doctor(options: argparse.Namespace, console: Console) -> None:
     from effml_shared.doctor import examine
 
@@ -221,10 +302,15 @@ def _doctor(options: argparse.Namespace, console: Console) -> None:
     )
 
 
-def _watchers(console: Console) -> list[Any]:
+def _watchers(console: Console, within: str = "") -> list[Any]:
     from effml_shared.progress import ProgressBar
 
-    return [ProgressBar(console)] if distributed.is_main() else []
+    return [ProgressBar(console, within=within)] if distributed.is_main() else []
+
+
+def _continue_with(words: list[str], stop: Interrupted | KeyboardInterrupt) -> Interrupted:
+    signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+    return Interrupted(f"interrupted; continue with: effml {shlex.join(words)}", signum)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,18 +12,20 @@ import difflib
 import importlib.metadata
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from effml_shared.citations import Paper
 from effml_shared.config import load_config
-from effml_shared.errors import ConfigError
+from effml_shared.errors import ConfigError, EffmlError, Interrupted
 from effml_shared.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Claim", "Experiment", "Verdict", "discover", "find", "interval", "judge"]
+__all__ = ["Claim", "Experiment", "Verdict", "discover", "find", "interval", "judge", "one_line"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Experiment:
         run: trains everything, returns `{"effects": {name: [one number per seed]}, "table": [row, ...]}` in plain JSON.
         claims: judged on those effects.
         figures: draws the experiment's own plots from the stored metrics and summary.
+        papers: what `effml cite` prints.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Experiment:
     figures: Callable[[list[dict[str, Any]], dict[str, Any]], dict[str, Figure]] = field(
         default=lambda rows, summary: {}
     )
+    papers: Sequence[Paper] = ()
 
     def configure(self, preset: str, *, yaml: Any = None, overrides: Sequence[str] = ()) -> Any:
         """Return the configuration of a preset with overrides."""
@@ -90,12 +94,34 @@ class Experiment:
         return load_config(self.presets[preset](), yaml=yaml, overrides=overrides)
 
     def execute(self, config: Any, run: Run) -> list[Verdict]:
-        """Run, judge, and leave the verdicts in the run's summary."""
+        """Run, judge, and leave verdicts, status and the seconds of all sessions in the run's summary.
+
+        Whatever stops it is raised again; an error also stands in the summary, in one line.
+        """
+        begun, before = time.monotonic(), run.summary.get("seconds", 0.0)
+
+        def leave(status: str, **fields: Any) -> None:
+            run.update(status=status, seconds=before + time.monotonic() - begun, **fields)
+
+        run.summary.pop("error", None)  # of a session before this one
         run.update(status="running")
-        results = self.run(config, run)
-        verdicts = [judge(claim, results["effects"][claim.effect]) for claim in self.claims]
-        run.update(status="finished", claims=[asdict(verdict) for verdict in verdicts], **results)
+        try:
+            results = self.run(config, run)
+            verdicts = [judge(claim, results["effects"][claim.effect]) for claim in self.claims]
+        except (Interrupted, KeyboardInterrupt):
+            leave("interrupted")
+            raise
+        except Exception as error:
+            leave("failed", error=one_line(error))
+            raise
+        leave("finished", claims=[asdict(verdict) for verdict in verdicts], **results)
         return verdicts
+
+
+def one_line(error: BaseException) -> str:
+    """Say an error in one line: ours explain themselves, any other begins with its type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, EffmlError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def judge(claim: Claim, effects: Sequence[float | None]) -> Verdict:

@@ -18,10 +18,11 @@ class ProgressBar(Hook):
 
     Args:
         console: where to; without a terminal, a line at most every `interval` seconds.
+        within: stands before the trial's name, such as the experiment of several that it belongs to.
     """
 
-    def __init__(self, console: Console, *, interval: float = 10.0) -> None:
-        self.console, self.interval = console, interval
+    def __init__(self, console: Console, *, interval: float = 10.0, within: str = "") -> None:
+        self.console, self.interval, self.within = console, interval, within
         columns = (
             TextColumn("{task.description}"),
             BarColumn(24),
@@ -37,7 +38,8 @@ class ProgressBar(Hook):
         self._expected = samples
 
     def on_start(self, loop: Loop) -> None:
-        self._trial = next((hook.trial for hook in loop.hooks if hasattr(hook, "trial")), "training")
+        trial = next((hook.trial for hook in loop.hooks if hasattr(hook, "trial")), "training")
+        self._trial = f"{self.within}{trial}"
         self._first = self._last = loop.clock
         self._done += loop.clock.samples
         if self._bars is not None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from effml_shared import distributed, seeding
 from effml_shared.errors import ConfigError
+from effml_shared.products import fast_products
 from effml_shared.schedules import Plan
 from effml_shared.steps import GradientStep
 from torch import Tensor, nn
@@ -114,8 +115,10 @@ class PolicyStep:
         (rows,) = distributed.reduce_sum(len(used))
         if not rows:
             _log.warning("all prompts are tied, after %d refills: nothing to learn from", self.config.refills)
-        experience, more = self.experience(used, plan.precision or self.config.precision)
-        return {**metrics, **more, **self._update(experience, plan)}
+        with fast_products():
+            experience, more = self.experience(used, plan.precision or self.config.precision)
+            updates = self._update(experience, plan)
+        return {**metrics, **more, **updates}
 
     def _update(self, rows: Rows, plan: Plan) -> dict[str, float]:
         """Go over the rows in epochs and mini-batches."""

@@ -39,6 +39,7 @@ from effml_shared.transformer import Transformer, TransformerConfig
 from torch import nn
 
 from effml_arch.cost_ledger import CostLedger, rt_cost, transformer_cost
+from effml_arch.experiments.paper import PAPER
 from effml_arch.recurrent import RecurrentTransformer, RecurrentTransformerConfig
 from effml_arch.width_search import body_params, match_width
 
@@ -325,4 +326,5 @@ experiment = Experiment(
         ),
     ),
     figures=figures,
+    papers=(PAPER,),
 )

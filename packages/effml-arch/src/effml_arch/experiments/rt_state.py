@@ -36,6 +36,7 @@ from effml_shared.trainings import half_width
 from effml_shared.transformer import Transformer, TransformerConfig
 from torch import Tensor, nn
 
+from effml_arch.experiments.paper import PAPER
 from effml_arch.recurrent import RecurrentTransformer, RecurrentTransformerConfig
 from effml_arch.tasks import Recall, Task, TaskStream, WordProblem, accuracy
 
@@ -301,4 +302,5 @@ experiment = Experiment(
         ),
     ),
     figures=figures,
+    papers=(PAPER,),
 )

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from effml_shared import distributed
 from effml_shared.checks import check_count
+from effml_shared.citations import Paper
 from effml_shared.experiments import Claim, Experiment
 from effml_shared.runs import Run
 from effml_shared.trainings import half_width
@@ -308,4 +309,20 @@ experiment = Experiment(
         ),
     ),
     figures=figures,
+    papers=(
+        Paper(
+            "Any-Order Flexible Length Masked Diffusion",
+            "2509.01025",
+            (
+                "Jaeyeon Kim",
+                "Lee Cheuk-Kit",
+                "Carles Domingo-Enrich",
+                "Yilun Du",
+                "Sham Kakade",
+                "Timothy Ngotiaoco",
+                "Sitan Chen",
+                "Michael Albergo",
+            ),
+        ),
+    ),
 )

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from effml_shared import distributed, seeding
 from effml_shared.checks import check_choice, check_count, check_range
+from effml_shared.citations import Paper
 from effml_shared.errors import ConfigError, NonFiniteError
 from effml_shared.experiments import Claim, Experiment
 from effml_shared.loop import Budget, Loop
@@ -355,4 +356,17 @@ experiment = Experiment(
     run=run,
     claims=(*_claims("small", 15.0, 0.0, 99.0), *_claims("large", 50.0, 0.0, 90.0)),
     figures=figures,
+    papers=(
+        Paper(
+            "Train for the Worst, Plan for the Best: Understanding Token Ordering in Masked Diffusions",
+            "2502.06768",
+            (
+                "Jaeyeon Kim",
+                "Kulin Shah",
+                "Vasilis Kontonis",
+                "Sham Kakade",
+                "Sitan Chen",
+            ),
+        ),
+    ),
 )

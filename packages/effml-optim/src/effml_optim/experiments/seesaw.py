@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from effml_shared.checks import check_count
+from effml_shared.citations import Paper
 from effml_shared.data import DataConfig
 from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, Experiment, interval
@@ -346,4 +347,18 @@ experiment = Experiment(
         ),
     ),
     figures=figures,
+    papers=(
+        Paper(
+            "Seesaw: Accelerating Training by Balancing Learning Rate and Batch Size Scheduling",
+            "2510.14717",
+            (
+                "Alexandru Meterez",
+                "Depen Morwani",
+                "Jingfeng Wu",
+                "Costin-Andrei Oncescu",
+                "Cengiz Pehlevan",
+                "Sham Kakade",
+            ),
+        ),
+    ),
 )

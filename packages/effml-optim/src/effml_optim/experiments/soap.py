@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from effml_shared.checks import check_count
+from effml_shared.citations import Paper
 from effml_shared.data import DataConfig
 from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, Experiment, interval
@@ -317,4 +318,20 @@ experiment = Experiment(
         ),
     ),
     figures=figures,
+    papers=(
+        Paper(
+            "SOAP: Improving and Stabilizing Shampoo using Adam",
+            "2409.11321",
+            (
+                "Nikhil Vyas",
+                "Depen Morwani",
+                "Rosie Zhao",
+                "Mujin Kwun",
+                "Itai Shapira",
+                "David Brandfonbrener",
+                "Lucas Janson",
+                "Sham Kakade",
+            ),
+        ),
+    ),
 )

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from effml_shared.citations import Paper
 from effml_shared.data import DataConfig
 from effml_shared.experiments import Claim, Experiment
 from effml_shared.runs import Run
@@ -300,4 +301,18 @@ experiment = Experiment(
         ),
     ),
     figures=figures,
+    papers=(
+        Paper(
+            "LOTION: Smoothing the Optimization Landscape for Quantized Training",
+            "2510.08757",
+            (
+                "Mujin Kwun",
+                "Depen Morwani",
+                "Chloe Huangyuan Su",
+                "Stephanie Gil",
+                "Nikhil Anand",
+                "Sham Kakade",
+            ),
+        ),
+    ),
 )

@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from effml_shared.citations import Paper
 from effml_shared.data import DataConfig
 from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, Experiment
@@ -465,4 +466,17 @@ experiment = Experiment(
         ),
     ),
     figures=figures,
+    papers=(
+        Paper(
+            "Characterization and Mitigation of Training Instabilities in Microscaling Formats",
+            "2506.20752",
+            (
+                "Huangyuan Su",
+                "Mujin Kwun",
+                "Stephanie Gil",
+                "Sham Kakade",
+                "Nikhil Anand",
+            ),
+        ),
+    ),
 )

@@ -70,7 +70,7 @@ def mx_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scheme: PrecisionS
 _TRACEABLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # torch.compiler.disable would import the compiler, for seconds, here
 def _untraced(x: Tensor, weight: Tensor, bias: Tensor | None, scheme: PrecisionScheme) -> Tensor:
     return _Linear.apply(x, weight, bias, scheme, _output_dtype(x, weight))
 

@@ -22,14 +22,16 @@ that fine-tuning stops at an accuracy where shortcuts work, 85%. There accuracy 
 the paper's before reinforcement (P1* 48 and 38%, Cov* 69 and 61% in two settings). 200 steps of GRPO see the few
 problems 100 times, as often as there. Tried before, with one or two seeds each and all results in view: worlds 0, 1, 3
 and 11; fine-tuning for 250, 350, 400, 500 and 600 steps; 120 and 200 of GRPO; hidden layers of 128 and 256; 32, 64 and
-128 samples. Many problems moved the test coverage, and few did not raise it by 5 points, wherever fine-tuning had left
-anything to reinforce (with P1* of 5% neither did). The index was anything from below 0 to 0.94, and is a quotient of
-next to nothing where accuracy hardly fell before; so the claim is on its two parts. With 32 samples, RL on few problems
-sometimes raised their own coverage, since rare right answers became frequent.
+128 samples. With many problems test coverage rose by 6 to 26 points wherever fine-tuning had left anything to reinforce
+(with P1* of 2 and 5% it did not); with few it changed by -22 to +5. Coverage of the practised problems changed by -3 to
++19 points, mostly less with 128 samples, the paper's number, than with 32: RL makes rare right answers frequent. The
+index was anything from below 0 to 0.94, and is a quotient of next to nothing where accuracy hardly fell before; so the
+claim is on its two parts.
 
 What this cannot show. Tables of six entries can be guessed, so that the wall is softer than that of unknown facts in
-large tables; test problems are of the same world, and there is only one; no chain of thought. Fine-tuning further, at
-equal steps and completions, raises test accuracy more than RL on few problems does: it still learns the world.
+large tables; test problems are of the same world, and there is only one; no chain of thought. Where fine-tuning is
+stopped so early, more of it helps test problems more than RL on few does: it teaches the world, and is no rival on
+problems without solutions.
 
 Source: arXiv 2505.22756, a task with tables of 20 entries, and language models on MATH. Sizes, the index, its threshold
 and the control are ours.
@@ -43,6 +45,7 @@ from functools import partial
 from typing import Any
 
 from effml_shared.checks import check_count
+from effml_shared.citations import Paper
 from effml_shared.experiments import Claim, Experiment
 from effml_shared.runs import Run
 from effml_shared.transformer import TransformerConfig
@@ -93,9 +96,7 @@ def cpu() -> WallConfig:
 def gpu() -> WallConfig:
     """Return the paper's task and network; rates and weights are those of the official run where they are known."""
     return WallConfig(
-        world=World(
-            size=20, shortest=5, longest=10, irrelevant=10, sft_problems=200_000, test_problems=256, known=1
-        ),
+        world=World(size=20, shortest=5, longest=10, irrelevant=10, sft_problems=200_000, test_problems=256, known=1),
         model=TransformerConfig(n_layers=4, d_model=128, n_heads=2, d_ff=512),
         sft=FineTuning(steps=3125, until=None, evaluate_every=625, lr=1e-3),
         rl=Reinforcement(
@@ -162,8 +163,24 @@ experiment = Experiment(
     name="rl.wall",
     title="Reinforcement learning makes answers reliable long before it makes new problems solvable",
     paper='Qin et al., Decomposing Elements of Problem Solving: What "Math" Does RL Teach?, arXiv 2505.22756',
+    papers=(
+        Paper(
+            'Decomposing Elements of Problem Solving: What "Math" Does RL Teach?',
+            "2505.22756",
+            (
+                "Tian Qin",
+                "Core Francisco Park",
+                "Mujin Kwun",
+                "Aaron Walsman",
+                "Eran Malach",
+                "Nikhil Anand",
+                "Hidenori Tanaka",
+                "David Alvarez-Melis",
+            ),
+        ),
+    ),
     presets={"smoke": smoke, "cpu": cpu, "gpu": gpu},
-    minutes={"smoke": "3 s", "cpu": "5 min", "gpu": "not measured"},
+    minutes={"smoke": "5 s", "cpu": "5 min of one core", "gpu": "not measured"},
     run=run,
     claims=(
         Claim(
