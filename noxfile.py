@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -103,9 +104,7 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
-@nox.parametrize(
-    "package", ["shared", "optim", "quant", "arch", "diffusion"], ids=["shared", "optim", "quant", "arch", "diffusion"]
-)
+@nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
 def lowest(session: nox.Session, package: str) -> None:
     """Unit tests against the lowest versions that the package says it supports."""
     session.install("--resolution", "lowest-direct", *groups("test"), *editable(*dict.fromkeys(["shared", package])))
@@ -145,22 +144,53 @@ def wheels(session: nox.Session, package: str) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks of one package against its peers (`nox -s bench -- optim`): one JSON line per case, and a table."""
     session.install(*groups("bench"), *editable(*PACKAGES))
-    for name in session.posargs or ["optim", "quant", "arch", "diffusion"]:
+    for name in session.posargs or ["optim", "quant", "arch", "diffusion", "rl", "eval"]:
         for script in sorted((ROOT / PACKAGES[name] / "benchmarks").glob("bench_*.py")):
             session.run("python", str(script), "--table")
 
 
 @nox.session(default=False)
 def release(session: nox.Session) -> None:
-    """Build one package's wheel and source archive (`nox -s release -- optim`) and check that its version is new."""
-    (name,) = session.posargs
-    version = nox.project.load_toml(ROOT / PACKAGES[name] / "pyproject.toml")["project"]["version"]
-    tag = f"effml-{name}-v{version}"
-    known = session.run("git", "tag", "--list", tag, external=True, silent=True)
-    changelog = (ROOT / PACKAGES[name] / "CHANGELOG.md").read_text()
-    if known:
-        session.error(f"{tag} is tagged already: raise the version in {PACKAGES[name]}/pyproject.toml")
-    if f"## {version}" not in changelog:
-        session.error(f"{PACKAGES[name]}/CHANGELOG.md has no entry '## {version}'")
-    session.run("uv", "build", "--package", f"effml-{name}", "--out-dir", f"dist/{tag}", external=True)
-    session.log(f"dist/{tag} holds {tag}: tag it and publish")
+    """Build one package (`nox -s release -- quant`), try its wheel, print the tag to push. Publishes nothing."""
+    name = session.posargs[0].replace("_", "-").removeprefix("effml-") if len(session.posargs) == 1 else ""
+    if name not in PACKAGES:
+        session.error(f"usage: nox -s release -- PACKAGE, one of {', '.join(f'effml-{known}' for known in PACKAGES)}")
+    session.install(*groups("release"))
+    rules = ["python", "release/rules.py", name]
+    tag = str(session.run(*rules, silent=True)).strip()
+    out, built = ROOT / "dist" / tag, Path(session.create_tmp()) / "core"
+    for folder in (out, built):
+        shutil.rmtree(folder, ignore_errors=True)
+    build = ["uv", "build", "--quiet", "--out-dir"]
+    session.run(*build, str(out), "--package", f"effml-{name}", external=True)
+    wheel, archive = sorted(out.glob("effml_*"), key=lambda file: file.suffix, reverse=True)
+    session.run("twine", "check", "--strict", str(wheel), str(archive))
+    if name == "shared":
+        try_wheel(session, name, wheel)
+    else:
+        session.run(*build, str(built / "newest"), "--package", "effml-shared", "--wheel", external=True)
+        lowest_tag = str(session.run(*rules, "--lowest-core", silent=True)).strip()
+        if lowest_tag:
+            source = built / "source.tar"
+            session.run("git", "archive", "--output", str(source), lowest_tag, "shared", external=True)
+            shutil.unpack_archive(source, built, filter="data")
+            session.run(*build, str(built / "lowest"), "--wheel", str(built / "shared"), external=True)
+        for core in sorted(built.glob("*/effml_shared-*.whl")):
+            session.log(f"with {core.parent.name} {core.name}{'' if lowest_tag else ', the only one allowed'}")
+            try_wheel(session, name, wheel, core)
+    session.log(f"{out.relative_to(ROOT)} holds what to publish; the tag: git tag {tag} && git push origin {tag}")
+
+
+def try_wheel(session: nox.Session, name: str, wheel: Path, *core: Path) -> None:
+    """Install a wheel in a fresh environment, import it with nothing but what it asks for, then run its quick tests."""
+    fresh = Path(session.create_tmp()) / "fresh"
+    python = str(fresh / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
+    install = ["uv", "pip", "install", "--quiet", "--python", python, *map(str, core)]
+    session.run("uv", "venv", "--quiet", "--clear", str(fresh), external=True)
+    session.run(*install, str(wheel), external=True)
+    where = f"import effml_{name} as m; assert 'site-packages' in m.__file__, m.__file__; print(m.__version__)"
+    session.run(python, "-I", "-c", where, external=True)
+    needs = groups("test", "peers", *PEERS.get(name, []))
+    session.run(*install, f"{wheel}{EXTRAS.get(name, '')}", *needs, external=True)
+    tests = [f"{PACKAGES[name]}/tests", *FAST, *PARALLEL]
+    session.run(python, "-m", "pytest", "-q", *tests, env=ONE_THREAD, external=True)

@@ -76,11 +76,11 @@ def test_a_fork_holds_other_rows_and_leaves_its_origin_alone() -> None:
     assert fork.nbytes == 3 * cache.nbytes / 2
 
 
-def test_rows_are_selected_and_repeated() -> None:
+def test_rows_are_selected() -> None:
     cache = KVCache(1)
     cache.mark(torch.tensor([[False, True], [True, True]]))
     cache.append(0, *tokens(0, 2))
-    cache.repeat(2)
+    cache.select(torch.tensor([0, 0, 1, 1]))
     assert cache.get(0)[0][:, 0, 0, 0].tolist() == [0, 0, 100, 100]
     cache.select(torch.tensor([3, 0]))
     assert cache.get(0)[1][:, 0, 1, 0].tolist() == [-101, -1]

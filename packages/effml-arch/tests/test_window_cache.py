@@ -71,10 +71,10 @@ def test_crop_refuses_what_is_forgotten() -> None:
     assert cache.append(0, tokens(7, 1), tokens(7, 1))[0].shape[2] == 1
 
 
-def test_rows_are_selected_and_repeated() -> None:
+def test_rows_are_selected() -> None:
     cache = WindowCache(1, 3)
     cache.append(0, tokens(0, 50), tokens(0, 50))
-    cache.repeat(2)
+    cache.select(torch.tensor([0, 0, 1, 1]))
     assert cache.get(0)[0][:, 0, :, 0].tolist() == [[48, 49], [48, 49], [1048, 1049], [1048, 1049]]
     cache.select(torch.tensor([3]))
     assert cache.append(0, tokens(50, 1, batch=1), tokens(50, 1, batch=1))[0][:, 0, :, 0].tolist() == [[1048, 1049, 50]]

@@ -249,6 +249,15 @@ def test_bad_inputs_are_refused():
     with pytest.raises(ConfigError, match=r"x: got NaN"):
         sae(torch.full((3, 8), torch.nan))
     assert float(sae(data()[:0]).loss.detach()) == 0
+    for codes in (SparseCodes(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64), 23), torch.ones(2, 25)):
+        with pytest.raises(ConfigError, match=r"^codes: got 2[35] concepts, expected 24"):
+            sae.decode(codes)
+    with torch.no_grad():
+        sae.encoder_weight[3] = torch.nan
+    for training in (True, False):
+        sae.threshold_updates.fill_(1)
+        with pytest.raises(NonFiniteError, match=r"^pre-activations: got NaN"):
+            sae.train(training).encode(data())
 
 
 @pytest.mark.parametrize("kind", ["batch_topk", "topk"])

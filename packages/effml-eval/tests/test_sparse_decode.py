@@ -74,6 +74,8 @@ def test_bad_arguments_are_refused():
         sparse_decode(values[:, :2], indices, dictionary)
     with pytest.raises(ConfigError, match=r"expected one floating dtype"):
         sparse_decode(values.float(), indices, dictionary)
+    with pytest.raises(ConfigError, match=r"expected one floating dtype"):
+        sparse_decode(values.long(), indices, dictionary.long())
     with pytest.raises(ConfigError, match=r"int64 indices"):
         sparse_decode(values, indices.int(), dictionary)
 

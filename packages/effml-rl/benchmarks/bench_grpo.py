@@ -14,7 +14,8 @@ called with the completions that effml sampled. Timed are steps of rounds in tur
 is their median and `seconds_sampling` that part of it spent in sampling and rewards. Every contender draws by itself,
 at temperature 1 from nearly the same weights, so that lengths agree in distribution; `tokens` is their mean per step.
 `times_faster` is that of the contender over TRL, of medians of samples per second. `gflop` counts the products of one
-step, 2N per token sampled and 6N per token of the update; `gflop_per_s` says how near the machine's peak that comes.
+step, 2N per token sampled and 6N per token of the update, to which TRL gives every completion with its prompt and effml
+each prompt once; `gflop_per_s` says how near the machine's peak that comes.
 """
 
 from __future__ import annotations
@@ -292,7 +293,8 @@ def compare(precision: str, options: argparse.Namespace) -> list[dict[str, Any]]
         tokens = statistics.fmean(step["tokens"] for step in found[name])
         count = options.prompts * options.samples
         rate[name] = count / median["seconds"]
-        gflop = (2 * tokens + 6 * (tokens + count * options.prompt)) * weights / 1e9
+        read = (count if name == "trl" else options.prompts) * options.prompt
+        gflop = (2 * tokens + 6 * (tokens + read)) * weights / 1e9
         row = {
             "precision": precision,
             "contender": name,

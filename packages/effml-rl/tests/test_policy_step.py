@@ -92,7 +92,7 @@ def test_equal_rewards_leave_every_bit(preset: Any, reward: float) -> None:
     before = weights(step)
     metrics = [take(step) for _ in range(2)]
     assert weights(step).equal(before)
-    assert all(m["skipped"] == 1 and m["loss"] == m["grad_norm"] == 0 for m in metrics)
+    assert all(m["skipped"] == 1 and m["policy_loss"] == m["grad_norm"] == 0 for m in metrics)
 
 
 def test_a_rate_of_zero_leaves_every_bit() -> None:

@@ -18,8 +18,12 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
     ...
     effml_shared.errors.ConfigError: eps: got -1.0, expected a number in [0.0, inf)
     """
-    if not low <= value < high:
-        raise ConfigError(f"{name}: got {value}, expected a number in [{low}, {high})")
+    try:
+        inside = low <= value < high
+    except TypeError:  # no number
+        inside = False
+    if not inside:
+        raise ConfigError(f"{name}: got {value!r}, expected a number in [{low}, {high})")
 
 
 def check_count(name: str, value: Any, low: int) -> None:

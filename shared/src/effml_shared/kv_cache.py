@@ -129,12 +129,6 @@ class KVCache:
         other.select(rows)
         return other
 
-    def repeat(self, times: int) -> None:
-        """Put `times` copies of every row behind each other: rows a, b become a, a, b, b."""
-        buffer = next((buffer for buffer in self._buffers if buffer is not None), None)
-        if buffer is not None:
-            self.select(torch.arange(buffer.shape[1], device=buffer.device).repeat_interleave(times))
-
     def reset(self) -> None:
         """Forget everything and keep the memory for the next batch of the same shape."""
         self._lengths = [0] * self.n_layers

@@ -90,7 +90,8 @@ class ExpertIterationConfig:
             raise ConfigError(f"clip_norm: got {self.clip_norm}, expected a number > 0 or None")
         check_range("lr", self.lr, 0.0)
         check_choice("precision", self.precision, ("float32", "bfloat16"))
-        if not self.temperature > 0:
+        check_range("temperature", self.temperature, 0.0)
+        if not self.temperature:
             raise ConfigError(f"temperature: got {self.temperature}, expected a number > 0: greedy samples are all one")
 
 
@@ -156,6 +157,7 @@ class ExpertIteration:
         Raises:
             Interrupted: SIGINT or SIGTERM came; a round that was being fine-tuned is not saved.
         """
+        check_count("rounds", rounds, 1)
         source = data if isinstance(data, PromptData) else PromptData(data, seed=self.config.seed)
         plan = Plan(batch_size=len(source))
         loop = Loop(
@@ -174,7 +176,8 @@ class ExpertIteration:
 
     def step(self, prompts: Sequence[Any]) -> dict[str, float]:
         """Do a round on this rank's prompts, as `Prompt.of` takes them: see `__call__`."""
-        return self([Prompt.of(prompt) for prompt in prompts], Plan(batch_size=max(len(prompts), 1)))
+        asked = Prompt.all_of(prompts)
+        return self(asked, Plan(batch_size=max(len(asked), 1)))
 
     def __call__(self, batch: Sequence[Prompt], plan: Plan) -> dict[str, float]:
         """Do a round on this rank's share of the prompts. If no completion is kept, the model stays as it is.
@@ -260,4 +263,7 @@ class _LastMetrics(Hook):
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigError("model: got one whose parameters are all frozen, expected some to train")
+    return trained

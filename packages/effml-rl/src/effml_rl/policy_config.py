@@ -6,7 +6,6 @@ A preset is a function that returns a `PolicyConfig`; whatever it does not fix, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,12 +112,22 @@ class PolicyConfig:
         for name in ("micro_batch", "overlong_margin"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), 1)
-        if not 0 < self.temperature < math.inf:
+        check_range("temperature", self.temperature, 0.0)
+        if not self.temperature:
             raise ConfigError(f"temperature: got {self.temperature}, expected a number > 0: greedy samples are all one")
         if self.overlong_margin is not None and self.overlong_margin > self.max_completion:
             raise ConfigError(f"overlong_margin: got {self.overlong_margin}, expected at most max_completion")
         for name in ("kl_loss", "kl_reward", "entropy", "eps", "lr", "critic_lr", "mismatch_floor"):
             check_range(name, getattr(self, name), 0.0)
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number in [0, 1]")
+        for name in ("clip_norm", "value_clip", "reward_limit", "mismatch_cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}: got {value}, expected a number > 0")
+        if self.mismatch_floor > self.mismatch_cap:
+            raise ConfigError(f"mismatch_floor: got {self.mismatch_floor}, expected at most mismatch_cap")
         check_choice("multi", self.multi, ("sum_then_normalize", "normalize_then_sum"))
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("loss", self.loss, LOSSES)

@@ -146,6 +146,8 @@ def check_clip(
         if delta is not None and not delta > 0:
             raise ConfigError(f"delta: got {delta}, expected a number > 0")
         return 0.0, 0.0
+    if clip is not None and (not isinstance(clip, tuple | list) or len(clip) != 2):
+        raise ConfigError(f"clip: got {clip!r}, expected two numbers (low, high)")
     low, high = CLIPS[kind] if clip is None else clip
     check_range("clip[0]", low, 0.0, 1.0)
     check_range("clip[1]", high, 0.0, 1.0)

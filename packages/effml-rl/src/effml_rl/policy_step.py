@@ -101,7 +101,7 @@ class PolicyStep:
     def __call__(self, batch: Sequence[Any], plan: Plan) -> dict[str, float]:
         """Update from this rank's prompts, see `Prompt.of`; returns the metrics of `describe` and of the updates.
 
-        `loss`, `grad_norm` (means over the updates), `lr`, `skipped` (share of the updates), `value_loss`,
+        `policy_loss`, a surrogate, and `grad_norm` (means over the updates), `lr`, `skipped` (share of the updates), `value_loss`,
         `explained_variance`, and what `PolicyObjective` gathers. `tokens` are those sampled.
 
         Raises:
@@ -109,7 +109,7 @@ class PolicyStep:
             NonFiniteError: the loss or a gradient is NaN or infinite.
         """
         with _unsharded(self.model):
-            sampled, used = self.collect([Prompt.of(record) for record in batch], self.refill)
+            sampled, used = self.collect(Prompt.all_of(batch), self.refill)
         self.last = sampled
         metrics = describe(sampled, self.config)
         (rows,) = distributed.reduce_sum(len(used))
@@ -138,7 +138,7 @@ class PolicyStep:
                 critic.append(self.critic(select(chosen, ordered(chosen)), plan))
         base = float(self.policy.optimizer.param_groups[0]["initial_lr"])
         metrics = {
-            "loss": _mean(policy, "loss"),
+            "policy_loss": _mean(policy, "loss"),
             "grad_norm": _mean(policy, "grad_norm"),
             "lr": base * plan.lr_factor,
             "skipped": skipped / self.config.updates,

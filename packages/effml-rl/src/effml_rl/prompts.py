@@ -48,6 +48,13 @@ class Prompt(NamedTuple):
         got = f"a mapping of {sorted(record)}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
         raise ConfigError(f"record: got {got}, expected a text, a (prompt, target) pair or a mapping with 'prompt'")
 
+    @classmethod
+    def all_of(cls, records: Iterable[Any]) -> list[Prompt]:
+        """Return the prompts of records; ConfigError for a single text, whose letters are no records."""
+        if isinstance(records, str) or not isinstance(records, Iterable):
+            raise ConfigError(f"prompts: got {records!r:.60}, expected a list of records")
+        return [cls.of(record) for record in records]
+
 
 class PromptData:
     """Serve prompts epoch after epoch.
@@ -75,7 +82,7 @@ class PromptData:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self.prompts = [Prompt.of(record) for record in records]
+        self.prompts = Prompt.all_of(records)
         if not self.prompts:
             raise DataError("records: got none, expected at least one prompt")
         self._loader = Loader(

@@ -10,7 +10,6 @@ others are drawn in place of the dropped, until none is missing or the refills a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, get_args
@@ -27,7 +26,7 @@ from effml_rl.prompts import Prompt
 from effml_rl.rank_statistics import RankRows, means
 from effml_rl.rewards import stack_rewards
 from effml_rl.rollout_batch import RolloutBatch
-from effml_rl.verifiers.reward_functions import RewardFunction
+from effml_rl.verifiers.reward_functions import as_verifier
 from effml_rl.verifiers.verdict import Status, Verdict, Verifier
 
 __all__ = ["Collector", "Rollouts", "Samples", "Scorer", "Scores", "VerifierScorer", "describe"]
@@ -99,7 +98,7 @@ class Rollouts:
 
 
 class VerifierScorer:
-    """Score by verifiers: one, several, or plain reward functions, which are wrapped (see `RewardFunction`).
+    """Score by verifiers: one, several, or plain reward functions, which are wrapped (see `reward_functions`).
 
     Raises:
         ConfigError: there is none, or what is called a verifier does not return a `Verdict` per completion.
@@ -109,7 +108,7 @@ class VerifierScorer:
         several = list(verifiers) if isinstance(verifiers, list | tuple) else [verifiers]
         if not several or not all(callable(verifier) for verifier in several):
             raise ConfigError(f"verifier: got {verifiers!r}, expected a verifier or reward function, or a list of them")
-        self.verifiers = [_as_verifier(verifier) for verifier in several]
+        self.verifiers = [as_verifier(verifier) for verifier in several]
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], batch: RolloutBatch) -> Scores:
         """Ask every verifier about every completion."""
@@ -117,8 +116,9 @@ class VerifierScorer:
         targets = [prompt.target for prompt in prompts]
         columns = [verifier(texts, completions, targets) for verifier in self.verifiers]
         for verdicts in columns:
-            if len(verdicts) != len(completions) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
-                got = f"{len(verdicts)} of {type(verdicts[0]).__name__}" if len(verdicts) else "nothing"
+            wrong = not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts)
+            if wrong or len(verdicts) != len(completions):
+                got = repr(verdicts)[:60] if wrong else len(verdicts)
                 raise ConfigError(f"verifier: got {got}, expected a Verdict for each of {len(completions)} completions")
         rewards = stack_rewards(*[[verdict.reward for verdict in verdicts] for verdicts in columns])
         return Scores(rewards.view(len(completions), len(columns)), columns)
@@ -227,11 +227,6 @@ def describe(rollouts: Rollouts, config: PolicyConfig) -> dict[str, float]:
     variance = (metrics.pop("reward_squared") - metrics["reward"] ** 2) * count / max(count - 1, 1)
     metrics["reward_std"] = max(variance, 0.0) ** 0.5
     return {name: value for name, value in metrics.items() if value or not name.startswith("status/")}
-
-
-def _as_verifier(verifier: Any) -> Verifier:
-    """Wrap a plain reward function, which is what has no parameter named `targets`."""
-    return verifier if "targets" in inspect.signature(verifier).parameters else RewardFunction(verifier)
 
 
 def _no_rows() -> RolloutBatch:

@@ -90,9 +90,14 @@ class Sampler:
         self.max_new_tokens, self.max_rows, self.keep_end = max_new_tokens, max_rows, keep_end
         end = _special(tokenizer, "eos") if eos_token_id is None else eos_token_id
         ends: Any = () if end is None else [end] if hasattr(end, "__index__") else end
-        self.eos_token_ids = [index(i) for i in ends]
         pad = _special(tokenizer, "pad") if pad_token_id is None else pad_token_id
-        self.pad_token_id = index(pad) if pad is not None else (self.eos_token_ids or [0])[0]
+        try:
+            self.eos_token_ids = [index(i) for i in ends]
+            self.pad_token_id = index(pad) if pad is not None else (self.eos_token_ids or [0])[0]
+        except TypeError:
+            got = f"{eos_token_id!r} and {pad_token_id!r}"
+            raise ConfigError(f"eos_token_id, pad_token_id: got {got}, expected token ids") from None
+        check_count("pad_token_id", self.pad_token_id, 0)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], n: int = 8, *, temperature: float | None = None, draw: int = 0
@@ -168,11 +173,13 @@ class Sampler:
 
     def _encoded(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
         """Return the ids of every prompt, checked."""
-        if isinstance(prompts, str) or not len(prompts):
-            raise ConfigError(f"prompts: got {prompts!r}, expected a list of at least one prompt")
+        if isinstance(prompts, str) or not hasattr(prompts, "__len__") or not len(prompts):
+            raise ConfigError(f"prompts: got {prompts!r:.60}, expected a list of at least one prompt")
         config = getattr(unwrap(self.model), "config", None)
         context, vocab_size = (getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size"))
         bound = vocab_size - 1 if isinstance(vocab_size, int) else 2**31
+        if self.pad_token_id > bound:
+            raise ConfigError(f"pad_token_id: got {self.pad_token_id}, expected at most {bound}")
         encoded = []
         for number, prompt in enumerate(prompts):
             if isinstance(prompt, str) and self.tokenizer is None:

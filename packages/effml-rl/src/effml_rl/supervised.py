@@ -40,7 +40,7 @@ class SupervisedDataset:
         pad_id: fills a batch up; any id of the vocabulary.
 
     Raises:
-        ConfigError: there are not as many prompts as completions, one is empty, or an id is negative.
+        ConfigError: there are not as many prompts as completions, one is empty, or not of token ids.
         DataError: there is no row.
 
     >>> dataset = SupervisedDataset([[5, 6], [7]], [[8, 1], [9, 9, 1]])
@@ -59,9 +59,7 @@ class SupervisedDataset:
     ) -> None:
         if len(prompts) != len(completions):
             raise ConfigError(f"completions: got {len(completions)}, expected one for each of {len(prompts)} prompts")
-        rows = [
-            np.asarray(row, np.int64).reshape(-1) for pair in zip(prompts, completions, strict=True) for row in pair
-        ]
+        rows = [_ids(row) for pair in zip(prompts, completions, strict=True) for row in pair]
         lengths = np.array([len(row) for row in rows], np.int64).reshape(-1, 2)
         self._set(np.concatenate([np.empty(0, np.int64), *rows]), lengths, prompt_loss, pad_id)
 
@@ -131,6 +129,13 @@ class SupervisedDataset:
         content = hashlib.sha256(self.tokens.astype(np.uint32).tobytes())
         content.update(self.lengths.tobytes())
         return {"rows": len(self), "prompt_loss": self.prompt_loss, "content": content.hexdigest()}
+
+
+def _ids(row: Sequence[int] | NDArray[Any] | Tensor) -> NDArray[np.int64]:
+    found = np.asarray(row)
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise ConfigError(f"row: got {row!r:.60}, expected a sequence of token ids")
+    return found.astype(np.int64)
 
 
 def supervised_loss(model: nn.Module, batch: Batch, *, chunk: int = 2048) -> tuple[Tensor, Tensor]:

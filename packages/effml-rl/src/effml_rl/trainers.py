@@ -70,6 +70,9 @@ class PolicyTrainer:
         hooks: Sequence[Hook] = (),
     ) -> None:
         config = self.default() if config is None else config
+        if not isinstance(model, nn.Module) or not isinstance(config, PolicyConfig):
+            got = f"{type(model).__name__} and {type(config).__name__}"
+            raise ConfigError(f"model, config: got {got}, expected a module and a PolicyConfig")
         if config.estimator not in self.estimators:
             expected = f"{' or '.join(self.estimators)} with {type(self).__name__}"
             raise ConfigError(f"estimator: got {config.estimator!r}, expected {expected}")
@@ -105,10 +108,11 @@ class PolicyTrainer:
         Raises:
             ConfigError: there are no prompts, or not as many targets.
         """
+        prompts = Prompt.all_of(prompts)
         if targets is not None:
             if len(targets) != len(prompts):
                 raise ConfigError(f"targets: got {len(targets)} for {len(prompts)} prompts, expected one for each")
-            prompts = [Prompt(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+            prompts = [Prompt(prompt, target) for (prompt, _), target in zip(prompts, targets, strict=True)]
         (size,) = distributed.reduce_sum(len(prompts))
         if not size:
             raise ConfigError("prompts: got none, expected at least one")

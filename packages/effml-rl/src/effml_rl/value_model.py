@@ -28,8 +28,8 @@ class ValueModel(nn.Module):
     """Values of the tokens of completions.
 
     Args:
-        trunk: a `Transformer` or a causal language model of Hugging Face. It is trained with the head, so give it a
-            model of its own; what turns its states into logits is left out.
+        trunk: a `Transformer` or a causal language model of Hugging Face, with or without peft adapters. It is trained
+            with the head, so give it a model of its own; what turns its states into logits is left out.
 
     Raises:
         ConfigError: the trunk is neither.
@@ -38,9 +38,11 @@ class ValueModel(nn.Module):
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         body: Any = trunk
-        if isinstance(trunk, Transformer):
-            trunk.lm_head = None  # only hidden states are read
-            width = trunk.config.d_model
+        if hasattr(body, "get_base_model"):  # peft's: what it wraps has the adapters in it
+            body = body.get_base_model()
+        if isinstance(body, Transformer):
+            body.lm_head = None  # only hidden states are read
+            width = body.config.d_model
         elif hasattr(trunk, "base_model") and hasattr(getattr(trunk, "config", None), "hidden_size"):
             body, width = body.base_model, body.config.hidden_size
         else:
@@ -53,14 +55,15 @@ class ValueModel(nn.Module):
 
     @classmethod
     def of(cls, policy: nn.Module) -> ValueModel:
-        """Return a critic that starts from a copy of the policy's trunk.
+        """Return a critic that starts from a copy of the policy's trunk; beside adapters the trunk stays frozen.
 
         Raises:
             ConfigError: the policy is sharded and cannot be copied, or of another kind.
         """
         if distributed.mesh_of(policy) is not None:
             raise ConfigError("critic: got none for a sharded policy, expected a ValueModel(...) sharded like it")
-        return cls(copy.deepcopy(unwrap(policy)).requires_grad_(True))
+        trunk = copy.deepcopy(unwrap(policy))
+        return cls(trunk if hasattr(trunk, "peft_config") else trunk.requires_grad_(True))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt_len: int) -> Tensor:
         """Return the values (batch, T) of the tokens from index prompt_len on; ids and mask are (batch, P + T)."""

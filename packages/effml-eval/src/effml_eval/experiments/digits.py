@@ -40,6 +40,7 @@ from effml_eval.experiments.digit_concepts import Captioned, read_concepts, writ
 from effml_eval.experiments.digit_figures import figures
 from effml_eval.experiments.handwritten_digits import Digits, load_digits
 from effml_eval.experiments.joint_embedding import CaptionedImages, EmbeddingConfig, JointEmbedding, contrastive_loss
+from effml_eval.experiments.paper import PAPER
 from effml_eval.experiments.sae_measures import ConceptMeasures
 from effml_eval.sae.autoencoder import SparseAutoencoder
 
@@ -249,6 +250,7 @@ experiment = Experiment(
     title="Sparse dictionaries of a joint space of real images and captions, trained here: handwritten digits",
     paper="Papadimitriou et al., Interpreting the linear structure of vision-language model embedding spaces, "
     "arXiv 2504.11695",
+    papers=(PAPER,),
     presets={"smoke": smoke, "cpu": cpu, "gpu": gpu},
     minutes={"smoke": "3 s", "cpu": "2 min on one core", "gpu": "not measured"},
     run=run,

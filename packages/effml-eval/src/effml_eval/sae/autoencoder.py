@@ -146,17 +146,25 @@ class SparseAutoencoder(nn.Module):
 
         Raises:
             ConfigError: x does not fit or is not finite; BatchTopK in eval before any step was taken.
+            NonFiniteError: the model's weights have diverged.
         """
         return self._encode(self._inputs(x), self.dictionary)[0]
 
     def decode(self, codes: SparseCodes | Tensor) -> Tensor:
-        """Return the reconstruction (..., d) of codes."""
+        """Return the reconstruction (..., d) of codes.
+
+        Raises:
+            ConfigError: the codes are of another number of concepts.
+        """
+        concepts = codes.n_concepts if isinstance(codes, SparseCodes) else codes.shape[-1] if codes.ndim else 0
+        if concepts != self.config.concepts:
+            raise ConfigError(f"codes: got {concepts} concepts, expected {self.config.concepts}")
         return self._decode(codes, self.dictionary)
 
     def forward(self, x: Tensor) -> SAEOutput:
         """Encode, decode and rate x (..., d), whose rows count alike.
 
-        With several processes, the mean of the ranks' losses is that of the global batch.
+        With several processes, the mean of the ranks' losses is that of the global batch. Raises as `encode` does.
         """
         atoms = self.dictionary
         inputs = self._inputs(x)

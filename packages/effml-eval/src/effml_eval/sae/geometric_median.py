@@ -28,8 +28,8 @@ def geometric_median(x: Tensor, *, max_iterations: int = 200, tolerance: float =
     Raises:
         ConfigError: not a matrix with a row, or not finite.
 
-    >>> geometric_median(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [900.0, 0.0]]))
-    tensor([0., 0.])
+    >>> geometric_median(torch.tensor([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]]))
+    tensor([1., 1.])
     """
     check_count("max_iterations", max_iterations, 1)
     if x.ndim != 2 or not len(x) or not bool(x.isfinite().all()):

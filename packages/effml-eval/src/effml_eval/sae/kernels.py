@@ -9,7 +9,7 @@ sums are float32; other tensors are left to the plain versions, in `sparse_produ
 number of the table per entry and channel; entries of value 0 are not read. A concept that is active in all rows is one
 program's work, so that such a concept bounds the time of its gradient.
 Unmeasured: no GPU was at hand when this was written. The numerics were checked with Triton's interpreter, which tests
-marked `gpu` repeat on a device.
+marked `gpu` repeat on a device; both compile for compute capability 8.0 and 9.0.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ if triton is not None:
         segment = tl.program_id(0).to(tl.int64)
         channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         stop = tl.load(offsets_ptr + segment + 1)
-        total = tl.zeros((CHANNELS,), dtype=tl.float32)
+        total = tl.zeros((ENTRIES, CHANNELS), dtype=tl.float32)
         for first in range(tl.load(offsets_ptr + segment), stop, ENTRIES):
             entry = first + tl.arange(0, ENTRIES)
             row = tl.load(rows_ptr + entry, mask=entry < stop, other=0)
             weight = tl.load(weights_ptr + entry, mask=entry < stop, other=0.0).to(tl.float32)
             inside = (weight != 0)[:, None] & (channel < dim)[None, :]
             block = tl.load(table_ptr + row[:, None] * dim + channel[None, :], mask=inside, other=0.0)
-            total += tl.sum(weight[:, None] * block.to(tl.float32), axis=0)
-        tl.store(out_ptr + segment * dim + channel, total.to(out_ptr.dtype.element_ty), mask=channel < dim)
+            total += weight[:, None] * block.to(tl.float32)
+        out = tl.sum(total, axis=0).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + segment * dim + channel, out, mask=channel < dim)
 
     @triton.jit
     def _pair_dots_kernel(  # type: ignore[no-untyped-def]
@@ -65,15 +66,15 @@ if triton is not None:
         if values_ptr is not None:
             active &= tl.load(values_ptr + row * k + entry, mask=entry < k, other=0.0) != 0
         index = tl.load(indices_ptr + row * k + entry, mask=active, other=0)
-        total = tl.zeros((ENTRIES,), dtype=tl.float32)
+        total = tl.zeros((ENTRIES, CHANNELS), dtype=tl.float32)
         for first in range(0, dim, CHANNELS):
             channel = first + tl.arange(0, CHANNELS)
             left = tl.load(left_ptr + row * dim + channel, mask=channel < dim, other=0.0).to(tl.float32)
             inside = active[:, None] & (channel < dim)[None, :]
             block = tl.load(table_ptr + index[:, None] * dim + channel[None, :], mask=inside, other=0.0)
-            total += tl.sum(left[None, :] * block.to(tl.float32), axis=1)
-        total = tl.where(active, total, 0.0)
-        tl.store(out_ptr + row * k + entry, total.to(out_ptr.dtype.element_ty), mask=entry < k)
+            total += left[None, :] * block.to(tl.float32)
+        out = tl.where(active, tl.sum(total, axis=1), 0.0).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + row * k + entry, out, mask=entry < k)
 
 
 def segment_sums(offsets: Tensor, rows: Tensor, weights: Tensor, table: Tensor) -> Tensor:
@@ -90,9 +91,9 @@ def segment_sums(offsets: Tensor, rows: Tensor, weights: Tensor, table: Tensor) 
     if not out.numel():
         return out
     channels = min(_CHANNELS, triton.next_power_of_2(dim))
-    _segment_sums_kernel[segments, triton.cdiv(dim, channels)](
-        offsets, rows.contiguous(), weights.contiguous(), table.contiguous(), out, dim, _ENTRIES, channels
-    )
+    tensors = (offsets.contiguous(), rows.contiguous(), weights.contiguous(), table.contiguous(), out)
+    with torch.cuda.device_of(out):  # where there are several, a kernel starts on the current one
+        _segment_sums_kernel[segments, triton.cdiv(dim, channels)](*tensors, dim, _ENTRIES, channels)
     return out
 
 
@@ -105,5 +106,6 @@ def pair_dots(left: Tensor, table: Tensor, indices: Tensor, values: Tensor | Non
     channels = min(_CHANNELS, triton.next_power_of_2(max(1, dim)))
     given = None if values is None else values.contiguous()
     tensors = (left.contiguous(), table.contiguous(), indices.contiguous(), given, out)
-    _pair_dots_kernel[rows, triton.cdiv(k, _ENTRIES)](*tensors, k, dim, _ENTRIES, channels)
+    with torch.cuda.device_of(out):
+        _pair_dots_kernel[rows, triton.cdiv(k, _ENTRIES)](*tensors, k, dim, _ENTRIES, channels)
     return out

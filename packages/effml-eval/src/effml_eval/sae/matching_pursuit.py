@@ -30,8 +30,9 @@ def matching_pursuit(x: Tensor, dictionary: Tensor, k: int) -> SparseCodes:
         k: rounds.
 
     Raises:
-        ConfigError: dimensions do not fit, or atoms do not have unit norm (to 1e-3, in bfloat16 1.6e-2).
-        NonFiniteError: an atom or a row holds NaN or infinity.
+        ConfigError: dimensions do not fit, a row is not finite, or atoms do not have unit norm (to 1e-3, in bfloat16
+            1.6e-2).
+        NonFiniteError: an atom holds NaN or infinity, as after a divergence.
 
     >>> atoms = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     >>> matching_pursuit(torch.tensor([1.0, 1.0]), atoms, 2).dense()
@@ -42,8 +43,10 @@ def matching_pursuit(x: Tensor, dictionary: Tensor, k: int) -> SparseCodes:
         got = f"{tuple(x.shape)} and {tuple(dictionary.shape)}"
         raise ConfigError(f"x, dictionary: got shapes {got}, expected (..., d) and (C, d)")
     norms = dictionary.detach().norm(dim=1, dtype=torch.promote_types(dictionary.dtype, torch.float32))
-    if not bool(norms.isfinite().all()) or not bool(x.detach().isfinite().all()):
-        raise NonFiniteError("x, dictionary: got NaN or infinity, expected finite numbers")
+    if not bool(x.detach().isfinite().all()):
+        raise ConfigError("x: got NaN or infinity, expected finite numbers")
+    if not bool(norms.isfinite().all()):
+        raise NonFiniteError("dictionary: got NaN or infinity, expected finite numbers; the atoms have diverged")
     if not bool(((norms - 1).abs() <= max(1e-3, 2 * torch.finfo(dictionary.dtype).eps)).all()):
         raise ConfigError(
             f"dictionary: got atoms of norm {float(norms.min()):.4g} to {float(norms.max()):.4g}, expected unit norm"

@@ -40,7 +40,8 @@ def sparse_decode(values: Tensor, indices: Tensor, dictionary: Tensor, *, inert_
     if values.shape != indices.shape or values.ndim == 0 or dictionary.ndim != 2:
         got = f"{tuple(values.shape)}, {tuple(indices.shape)} and {tuple(dictionary.shape)}"
         raise ConfigError(f"values, indices, dictionary: got shapes {got}, expected (..., k), (..., k) and (C, d)")
-    if indices.dtype != torch.int64 or values.dtype != dictionary.dtype:
+    floating = values.dtype == dictionary.dtype and values.is_floating_point()
+    if indices.dtype != torch.int64 or not floating:
         got = f"{values.dtype}, {indices.dtype} and {dictionary.dtype}"
         raise ConfigError(f"values, indices, dictionary: got {got}, expected one floating dtype and int64 indices")
     if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(dictionary):

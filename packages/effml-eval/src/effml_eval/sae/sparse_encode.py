@@ -45,12 +45,22 @@ def topk_encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> SparseCodes:
 
 
 def batch_topk_encode(x: Tensor, weight: Tensor, bias: Tensor, k: float) -> SparseCodes:
-    """Return `batch_topk_codes(x @ weight.T + bias, k)`; arguments as for `topk_encode`, k as a mean per row."""
+    """Return `batch_topk_codes(x @ weight.T + bias, k)`; arguments as for `topk_encode`, k as a mean per row.
+
+    Raises:
+        ConfigError: as for `topk_encode`.
+        NonFiniteError: a pre-activation is NaN or infinite.
+    """
     return _encode(lambda x, weight, bias: selection.batch_topk(x, weight, bias, k), x, weight, bias, k)
 
 
 def threshold_encode(x: Tensor, weight: Tensor, bias: Tensor, threshold: float) -> SparseCodes:
-    """Return `threshold_codes(x @ weight.T + bias, threshold)`; arguments as for `topk_encode`."""
+    """Return `threshold_codes(x @ weight.T + bias, threshold)`; arguments as for `topk_encode`.
+
+    Raises:
+        ConfigError: as for `topk_encode`.
+        NonFiniteError: a pre-activation is NaN.
+    """
     return _encode(lambda x, weight, bias: selection.above_threshold(x, weight, bias, threshold), x, weight, bias, 1)
 
 

@@ -2,8 +2,9 @@
 
 They are what decoding, its gradients and the gradients of a sparse encoder consist of. Each costs 2 N k d FLOPs, where
 the dense product of codes (N, C) costs 2 N C d, and reads N k rows of d numbers. Nothing of size (N, k, d) is made:
-on the CPU the C kernels serve (`native`), on a GPU those of Triton (`kernels`), else `embedding_bag` and chunks. Sums by concept sort the entries by concept
-first (a compressed sparse column form), so that they need no atomic addition and repeat bit by bit.
+on the CPU the C kernels serve (`native`), on a GPU those of Triton (`kernels`), else `embedding_bag` and chunks. Sums
+by concept sort the entries by concept first (a compressed sparse column form), so that they need no atomic addition and
+repeat bit by bit.
 State: none. No gradients flow through these functions.
 """
 

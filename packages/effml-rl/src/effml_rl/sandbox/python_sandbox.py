@@ -98,7 +98,13 @@ class PythonSandbox:
             return execution
 
     def run_many(self, programs: Sequence[Program]) -> list[Execution]:
-        """Run programs side by side; results in their order."""
+        """Run programs side by side; results in their order.
+
+        Raises:
+            ConfigError: they are not programs.
+        """
+        if isinstance(programs, str) or not all(isinstance(program, Program) for program in programs):
+            raise ConfigError(f"programs: got {programs!r:.60}, expected a list of `Program`")
         with ThreadPoolExecutor(max_workers=min(self.workers, max(len(programs), 1))) as threads:
             return list(threads.map(self.run, programs))
 

@@ -1,0 +1,262 @@
+"""The public API of every package is what docs/api says, and what a release asks of a package is enforced."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULE = """
+from dataclasses import dataclass, field
+from effml_toy import kernels
+from effml_toy.shapes import Shape as Shape
+from elsewhere import Base
+
+__all__ = ["LIMIT", "Circle", "Shape", "area", "cast", "twice"]
+LIMIT = 3
+cast = kernels.cast
+
+def area(shape: Shape, *, scale: float = 1.0) -> float:
+    return scale
+
+class twice(Base):
+    def __init__(self, x): ...
+    def _private(self): ...
+
+@dataclass(frozen=True, kw_only=True)
+class Circle(Shape):
+    radius: float = 1.0
+    tags: list[str] = field(default_factory=list)
+    area: float = field(init=False)
+    def grown(self, by: float) -> "Circle": ...
+"""
+SHAPES = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    @property
+    def corners(self) -> int: ...
+    @classmethod
+    def unit(cls) -> "Shape": ...
+    def __len__(self) -> int: ...
+"""
+SNAPSHOT = """\
+# effml-toy 0.1.0
+effml_toy.area(shape: Shape, *, scale: float=1.0) -> float
+effml_toy.cast(x: float) -> float
+effml_toy.Circle: frozen dataclass(Shape)
+effml_toy.Circle.__init__(*, name: str, radius: float=1.0, tags: list[str]=list())
+effml_toy.Circle.__len__() -> int
+effml_toy.Circle.area: float
+effml_toy.Circle.corners: property -> int
+effml_toy.Circle.grown(by: float) -> 'Circle'
+effml_toy.Circle.unit() -> 'Shape', of the class
+effml_toy.LIMIT = 3
+effml_toy.Shape: frozen dataclass
+effml_toy.Shape.__init__(name: str)
+effml_toy.Shape.__len__() -> int
+effml_toy.Shape.corners: property -> int
+effml_toy.Shape.unit() -> 'Shape', of the class
+effml_toy.twice: class(Base)
+effml_toy.twice.__init__(x)
+"""
+
+
+def run(script, *options):
+    """Return the exit status of a script of release/, and what it printed."""
+    command = [sys.executable, str(ROOT / "release" / script), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+class Workspace:
+    """A workspace of the core and one package, under git."""
+
+    def __init__(self, root):
+        self.root, self.toy = root, root / "packages" / "effml-toy"
+        self.write("shared/src/effml_shared/__init__.py", '__all__ = ["__version__"]\n')
+        self.write("shared/src/effml_shared/errors.py", "class EffmlError(Exception): ...\n")
+        self.write("packages/effml-toy/src/effml_toy/__init__.py", MODULE)
+        self.write("packages/effml-toy/src/effml_toy/shapes.py", SHAPES)
+        self.write("packages/effml-toy/src/effml_toy/kernels.py", "def cast(x: float) -> float: ...\n")
+        self.project("shared", "effml-shared")
+        self.project("packages/effml-toy", "effml-toy")
+        self.git("init", "--quiet")
+
+    def write(self, path, text):
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_text(text)
+
+    def edit(self, path, old, new):
+        text = (self.root / path).read_text()
+        assert old in text
+        self.write(path, text.replace(old, new))
+
+    def project(self, folder, name, version="0.1.0", core="effml-shared>=0.1,<0.2"):
+        needs = [] if name == "effml-shared" else [core]
+        self.write(
+            f"{folder}/pyproject.toml", f'[project]\nname = "{name}"\nversion = "{version}"\ndependencies = {needs}\n'
+        )
+        self.write(f"{folder}/CHANGELOG.md", f"# Changelog\n\n## {version}\n\n- What is new.\n")
+
+    def git(self, *command):
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *who, *command], cwd=self.root, check=True, capture_output=True)
+
+    def api(self, *options):
+        return run("public_api.py", "--root", self.root, *options)
+
+    def commit(self):
+        self.api("--write")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "-m", "state")
+
+    def rules(self, *options):
+        return run("rules.py", "toy", "--root", self.root, *options)
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path)
+
+
+def test_the_packages_are_what_docs_api_says():
+    status, said = run("public_api.py")
+    assert status == 0, said
+
+
+def test_a_snapshot_shows_signatures_fields_and_what_is_inherited(workspace):
+    assert workspace.api("--write")[0] == 0
+    assert (workspace.root / "docs/api/effml-toy.txt").read_text() == SNAPSHOT
+    core = (workspace.root / "docs/api/effml-shared.txt").read_text()
+    assert core == "# effml-shared 0.1.0\neffml_shared.errors.EffmlError: class(Exception)\n"
+    assert workspace.api() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("scale: float = 1.0", "scale: float = 2.0", "changed effml_toy.area"),
+        ("def area(shape: Shape, *", "def area(form: Shape, *", "changed effml_toy.area"),
+        ('"area", "twice"]', '"area"]', "gone effml_toy.twice; gone effml_toy.twice.__init__"),
+        ("def _private", "def shown", "new effml_toy.twice.shown"),
+        ("radius: float = 1.0", "radius: float", "changed effml_toy.Circle.__init__"),
+    ],
+)
+def test_a_changed_api_at_an_unchanged_version_is_one_line(workspace, old, new, said):
+    workspace.api("--write")
+    workspace.edit("packages/effml-toy/src/effml_toy/__init__.py", old, new)
+    status, line = workspace.api()
+    assert status == 1
+    assert line.startswith(f"effml-toy: the public API changed, the version 0.1.0 did not ({said})")
+    assert line.endswith("run `python release/public_api.py --write`")
+    assert "\n" not in line
+
+
+def test_what_is_not_public_changes_nothing(workspace):
+    workspace.api("--write")
+    workspace.edit("packages/effml-toy/src/effml_toy/__init__.py", "def _private(self)", "def _other(self, x)")
+    workspace.edit("packages/effml-toy/src/effml_toy/__init__.py", "return scale", "return 2 * scale")
+    assert workspace.api() == (0, "")
+
+
+def test_a_released_version_is_not_written_over(workspace):
+    workspace.commit()
+    workspace.git("tag", "effml-toy-v0.1.0")
+    workspace.edit("packages/effml-toy/src/effml_toy/__init__.py", "LIMIT = 3", "LIMIT = 4")
+    status, line = workspace.api("--write")
+    assert (status, "changed effml_toy.LIMIT" in line, "(it is released)" in line) == (1, True, True)
+    assert (workspace.root / "docs/api/effml-toy.txt").read_text() == SNAPSHOT
+    workspace.project("packages/effml-toy", "effml-toy", "0.2.0")
+    assert "docs/api has 0.1.0" in workspace.api()[1]
+    assert workspace.api("--write")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "stored", ["", "\0", "# effml-other 0.1.0\n", SNAPSHOT + "\n", SNAPSHOT.replace("LIMIT = 3\n", "")]
+)
+def test_a_damaged_snapshot_is_one_line(workspace, stored):
+    workspace.api("--write")
+    workspace.write("docs/api/effml-toy.txt", stored)
+    status, line = workspace.api()
+    assert (status, "\n" in line) == (1, False)
+    assert "--write" in line
+
+
+def test_a_module_that_does_not_parse_and_an_unknown_package_are_one_line(workspace):
+    assert workspace.api("effml-toyz") == (2, "package: got 'effml-toyz', expected one of effml-toy")
+    workspace.write("packages/effml-toy/src/effml_toy/shapes.py", "def (")
+    status, line = workspace.api()
+    assert (status, "shapes.py:1: " in line) == (2, True)
+
+
+def test_a_first_release_and_a_second_one_pass(workspace):
+    workspace.commit()
+    assert workspace.rules() == (0, "effml-toy-v0.1.0")
+    assert workspace.rules("--lowest-core") == (0, "")
+    workspace.git("tag", "effml-toy-v0.1.0")
+    workspace.git("tag", "effml-shared-v0.1.0")
+    workspace.project("shared", "effml-shared", "0.1.1")
+    workspace.project("packages/effml-toy", "effml-toy", "0.1.1")
+    workspace.commit()
+    assert workspace.rules() == (0, "effml-toy-v0.1.1")
+    assert workspace.rules("--lowest-core") == (0, "effml-shared-v0.1.0")
+
+
+def test_a_tagged_version_is_not_released_again(workspace):
+    workspace.commit()
+    for tag in ("effml-toy-v0.1.0", "effml-toy-vnext"):
+        workspace.git("tag", tag)
+    status, said = workspace.rules()
+    assert status == 1
+    assert "effml-toy-vnext: not a version, left out" in said
+    assert "version: got 0.1.0, but effml-toy-v0.1.0 is tagged already: raise it" in said
+
+
+def test_a_changed_api_asks_for_a_minor_version(workspace):
+    workspace.commit()
+    workspace.git("tag", "effml-toy-v0.1.0")
+    workspace.edit("packages/effml-toy/src/effml_toy/__init__.py", "LIMIT = 3", "LIMIT = 4")
+    workspace.project("packages/effml-toy", "effml-toy", "0.1.1")
+    workspace.commit()
+    status, line = workspace.rules()
+    assert status == 1
+    assert line.endswith("the public API differs from 0.1.0's (changed effml_toy.LIMIT): raise the minor")
+    workspace.project("packages/effml-toy", "effml-toy", "0.2.0")
+    workspace.commit()
+    assert workspace.rules() == (0, "effml-toy-v0.2.0")
+
+
+@pytest.mark.parametrize(
+    ("core", "said"),
+    [
+        ("effml-shared", "got 'effml-shared', expected 'effml-shared>=a.b,<a.(b+1)'"),
+        ("effml-shared>=0.1", "got 'effml-shared>=0.1', expected"),
+        ("effml-shared>=0.1,<0.3", "expected 'effml-shared>=a.b,<a.(b+1)'"),
+        ("effml-shared>=0.2,<0.3", "leaves out this tree's core, 0.1.0"),
+        ("other>=1", "got 'effml-shared', expected"),
+    ],
+)
+def test_the_range_of_the_core_is_one_minor_version(workspace, core, said):
+    workspace.project("packages/effml-toy", "effml-toy", core=core)
+    workspace.commit()
+    status, line = workspace.rules()
+    assert (status, said in line) == (1, True), line
+
+
+@pytest.mark.parametrize("changelog", ["", "# Changelog\n", "## 0.0.9\n- Old.\n", "## 0.1.0\n\n## 0.0.9\n\n- Old.\n"])
+def test_the_changelog_says_what_is_new(workspace, changelog):
+    workspace.write("packages/effml-toy/CHANGELOG.md", changelog)
+    workspace.commit()
+    status, line = workspace.rules()
+    assert (status, "CHANGELOG.md: " in line, "## 0.1.0" in line) == (1, True, True)
+
+
+def test_what_is_not_committed_is_not_released(workspace):
+    workspace.commit()
+    workspace.write("packages/effml-toy/README.md", "new")
+    assert "1 files differ from the last commit" in workspace.rules()[1]
