@@ -22,6 +22,8 @@ def test_smoke(name, tmp_path, capsys):
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert [claim["claim"]["name"] for claim in summary["claims"]] == [claim.name for claim in find(name).claims]
+    assert [verdict["claim"]["effect"] for verdict in summary["claims"]] == [
+        claim.effect for claim in find(name).claims
+    ]
     assert str(tmp_path / "run" / "report.html") in printed.replace("\n", "")
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000

@@ -21,7 +21,7 @@ from effml_shared.transformer import Transformer, TransformerConfig
 TOKENIZER = MiniatureTokenizer()
 CODE = MINIATURE_FORMATS[0]
 CONFIG = TransformerConfig(n_layers=1, d_model=48, n_heads=4, d_ff=96, vocab_size=TOKENIZER.vocab_size)
-PROBLEMS = miniature_problems(ops=(1, 1), numbers=(1, 6), ood_ops=(2, 2)).problems(400, "train")
+PROBLEMS = miniature_problems(ops=(1, 1), numbers=(1, 9), ood_ops=(2, 2)).problems(400, "train")
 STEPS, PROMPTS, SAMPLES = 6, 8, 4
 
 
@@ -46,7 +46,7 @@ def trained():
     lotion.attach(optimizer)
     step = GradientStep(model, optimizer, lotion.counting(supervised_loss))
     data = Loader(SupervisedDataset(questions, answers))
-    Loop(step, data, cosine(32, 80 * 32), budget=Budget(steps=80), hooks=[lotion]).run()
+    Loop(step, data, cosine(32, 40 * 32), budget=Budget(steps=40), hooks=[lotion]).run()
     lotion.detach()
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -75,9 +75,9 @@ def exported(trained, tmp_path_factory):
 def test_rewards_are_finite_and_the_penalty_is_part_of_every_step(trained):
     _, _, history = trained
     assert len(history) == STEPS
-    assert all(math.isfinite(value) for metrics in history for value in (metrics["reward"], metrics["loss"]))
+    assert all(math.isfinite(value) for metrics in history for value in metrics.values())
     assert all(0 <= metrics["reward"] <= 1 and metrics["penalty"] > 0 for metrics in history)
-    assert any(metrics["reward"] > 0.1 for metrics in history)  # an untrained policy is never right
+    assert any(0.1 < metrics["reward"] < 1 for metrics in history)  # an untrained policy is never right
 
 
 def test_the_file_holds_the_weights_that_training_prepared_for_and_half_a_byte_for_each(trained, exported):

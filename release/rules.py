@@ -14,11 +14,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
-from public_api import ROOT, Package, Sources, difference, fault, packages, snapshot_file
+from public_api import difference, fault, snapshot_file
+from source_tree import ROOT, Package, Sources, packages
 
 CORE = "effml-shared"
 
@@ -121,12 +123,12 @@ def all_faults(package: Package, core: Package, root: Path) -> list[str]:
     return faults
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("package", help="such as quant or effml-quant")
     parser.add_argument("--lowest-core", action="store_true", help="print the tag of the oldest core that is allowed")
     parser.add_argument("--root", type=Path, default=ROOT, help="the workspace (default: this one)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     known = {package.name: package for package in packages(options.root)}
     name = f"effml-{options.package.replace('_', '-').removeprefix('effml-')}"
     if name not in known:

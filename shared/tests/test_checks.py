@@ -5,8 +5,8 @@ from effml_shared.checks import check_choice, check_count, check_range
 from effml_shared.errors import ConfigError
 
 
-@pytest.mark.parametrize("value", [-1e-9, 1.0, math.inf, math.nan])
-def test_ranges_are_half_open_and_refuse_nan(value):
+@pytest.mark.parametrize("value", [-1e-9, 1.0, math.inf, math.nan, "0.5", None])
+def test_ranges_are_half_open_and_refuse_nan_and_what_is_no_number(value):
     check_range("beta", 0.0, 0.0, 1.0)
     with pytest.raises(ConfigError, match=r"beta: got .*, expected a number in \[0.0, 1.0\)"):
         check_range("beta", value, 0.0, 1.0)

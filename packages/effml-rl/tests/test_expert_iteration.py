@@ -338,6 +338,18 @@ def test_the_accurate_formats_of_a_mixture_take_over() -> None:
     assert after[1] > before[1] + 0.2
 
 
+def test_frozen_models_texts_and_half_rounds_are_refused() -> None:
+    config = ExpertIterationConfig(samples=2, max_completion=2, keep_truncated=True)
+    model = transformer().requires_grad_(False)
+    frozen = ExpertIteration(model, lambda completions: [1.0] * len(completions), config, tokenizer=Words())
+    with pytest.raises(ConfigError, match=r"model: got one whose parameters are all frozen"):
+        frozen.step(["1"])
+    with pytest.raises(ConfigError, match=r"prompts: got 'a', expected a list of records"):
+        frozen.step("a")
+    with pytest.raises(ConfigError, match=r"rounds: got 1\.5, expected an integer"):
+        frozen.fit(["a"], 1.5)  # type: ignore[arg-type]
+
+
 def test_no_tokenizer() -> None:
     with pytest.raises(ConfigError, match=r"tokenizer: got none and no sampler"):
         ExpertIteration(transformer(), starts_like_the_prompt)

@@ -56,9 +56,26 @@ def test_it_is_a_schema_of_the_command_line() -> None:
         ({"estimator": "a2c"}, r"estimator: got 'a2c', expected one of 'reinforce'"),
         ({"entropy": -1.0}, r"entropy: got -1\.0"),
         ({"precision": "fp8"}, r"precision: got 'fp8'"),
+        ({"lr": "1e-3"}, r"lr: got '1e-3', expected a number"),
+        ({"clip": 0.2}, r"clip: got 0\.2, expected two numbers"),
+        ({"clip": (0.2,)}, r"clip: got \(0\.2,\), expected two numbers"),
+        ({"gamma": 1.5}, r"gamma: got 1\.5, expected a number in \[0, 1\]"),
+        ({"lam": float("nan")}, r"lam: got nan"),
+        ({"clip_norm": 0.0}, r"clip_norm: got 0\.0, expected a number > 0"),
+        ({"value_clip": -1.0}, r"value_clip: got -1\.0"),
+        ({"reward_limit": float("nan")}, r"reward_limit: got nan"),
+        ({"mismatch_cap": 0.0}, r"mismatch_cap: got 0\.0"),
+        ({"mismatch_floor": 3.0}, r"mismatch_floor: got 3\.0, expected at most mismatch_cap"),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         PolicyConfig(**fields)
     assert "\n" not in str(caught.value)
+
+
+def test_unknown_options_of_a_preset_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"option: got 'sample', expected one of 'prompts_per_step', 'samples'"):
+        grpo(sample=4)
+    with pytest.raises(ConfigError, match=r"max_completion: got None"):
+        dapo(max_completion=None)

@@ -25,6 +25,12 @@ def test_records() -> None:
             Prompt.of(wrong)
 
 
+def test_a_text_is_no_list_of_prompts() -> None:
+    for wrong in ("why?", None, 3):
+        with pytest.raises(ConfigError, match=r"prompts: got .*, expected a list of records"):
+            PromptData(wrong)  # type: ignore[arg-type]
+
+
 def test_every_epoch_has_every_prompt_in_another_order() -> None:
     data = PromptData(RECORDS, seed=1)
     epochs = [targets(data.next(7)) for _ in range(3)]

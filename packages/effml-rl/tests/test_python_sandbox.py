@@ -325,6 +325,11 @@ class TestLifetime:
     def test_no_programs(self, sandbox):
         assert sandbox.run_many([]) == []
 
+    def test_sources_are_no_programs(self, sandbox):
+        for wrong in ("1 + 1", ["1 + 1"], [None]):
+            with pytest.raises(ConfigError, match=r"programs: got .*, expected a list of `Program`"):
+                sandbox.run_many(wrong)
+
     @pytest.mark.parametrize(
         "bad", [{"timeout": 0}, {"timeout": float("nan")}, {"memory_mb": 0}, {"workers": 0}, {"output_kb": 1.5}]
     )

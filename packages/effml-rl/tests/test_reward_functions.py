@@ -1,5 +1,7 @@
 import pytest
+import torch
 from effml_rl.verifiers import NumericMatch, RewardFunction, reward_function
+from effml_rl.verifiers.reward_functions import as_verifier
 from effml_shared.errors import ConfigError
 
 
@@ -22,7 +24,29 @@ def test_columns():
         RewardFunction(both)(["", ""], ["", ""], [{"a": 1, "b": 2}, {"a": 3}])
 
 
-@pytest.mark.parametrize("rewards", [[], [1, 2], [float("nan")], [float("inf")], ["good"], [[1]]])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda completions, **columns: [len(c) for c in completions],
+        lambda *, prompts, completions: [len(c) for c in completions],
+        lambda prompts, completions: [len(c) for c in completions],
+        lambda p, c: [len(x) for x in c],
+        lambda c_first, c, target: [len(x) for x in c],
+    ],
+)
+def test_a_function_gets_what_it_has_parameters_for(function):
+    assert RewardFunction(function)(["?"], ["four"], [None])[0].reward == 4.0
+
+
+@pytest.mark.parametrize(("wrong", "message"), [(NumericMatch, r"got the class NumericMatch"), (max, r"got max")])
+def test_what_cannot_be_called_as_one_is_named(wrong, message):
+    with pytest.raises(ConfigError, match=rf"verifier: {message}"):
+        as_verifier(wrong)
+
+
+@pytest.mark.parametrize(
+    "rewards", [None, 1.0, [], [1, 2], [float("nan")], [float("inf")], ["good"], [[1]], torch.ones(1, 2)]
+)
 def test_bad_rewards(rewards):
     with pytest.raises(ConfigError, match=r"rewards: got"):
         RewardFunction(lambda *_, **__: rewards)([""], [""], [None])

@@ -142,11 +142,12 @@ def test_bad_verifiers_are_named() -> None:
         with pytest.raises(ConfigError, match=r"verifier: got .*, expected a verifier or reward function"):
             VerifierScorer(wrong)  # type: ignore[arg-type]
 
-    class Numbers:
-        def __call__(self, prompts: Any, completions: Any, targets: Any) -> list[float]:
-            return [1.0] * len(completions)
+    for answer, got in (([1.0, 1.0], r"\[1\.0, 1\.0\]"), (None, "None"), ([Verdict.of(True)], "1 verdicts")):
 
-    with pytest.raises(ConfigError, match=r"verifier: got 2 of float, expected a Verdict for each of 2 completions"):
-        collector(verifier=Numbers())(prompts("xy"))
+        def wrong_verifier(prompts: Any, completions: Any, targets: Any, answer: Any = answer) -> Any:
+            return answer
+
+        with pytest.raises(ConfigError, match=rf"verifier: got {got}, expected 2"):
+            collector(verifier=wrong_verifier)(prompts("xy"))
     with pytest.raises(ConfigError, match=r"reward_weights: got 3"):
         describe(collector()(prompts("xy"))[0], PolicyConfig(samples=2, reward_weights=(1.0, 1.0, 1.0)))

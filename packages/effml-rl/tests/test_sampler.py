@@ -226,6 +226,7 @@ def test_the_model_is_evaluated_and_left_as_it_was() -> None:
     assert not any(tensor.requires_grad for tensor in batch.tensors().values())
 
 
+@pytest.mark.slow
 def test_wrapped_models_decode_as_what_they_wrap(tmp_path: Path) -> None:
     model = network()
     expected = sampler(model).generate(PROMPTS, 2)
@@ -305,6 +306,7 @@ def test_a_sweep_over_temperatures_does_not_depend_on_its_groups() -> None:
     [
         ([], {}, r"prompts: got \[\], expected a list of at least one prompt"),
         ("text", {}, r"prompts: got 'text', expected a list"),
+        (None, {}, r"prompts: got None, expected a list"),
         (["text"], {}, r"prompts: got a string and no tokenizer"),
         ([[1], []], {}, r"prompts: got no tokens in number 1"),
         ([1, 2], {}, r"prompts: got 1, expected strings or sequences of ids"),
@@ -329,11 +331,19 @@ def test_bad_options_are_refused() -> None:
         ({"min_p": 1.1}, r"min_p: got 1.1, expected 0 to 1"),
         ({"max_new_tokens": 0}, r"max_new_tokens: got 0"),
         ({"max_rows": 0}, r"max_rows: got 0"),
+        ({"pad_token_id": -1}, r"pad_token_id: got -1"),
+        ({"pad_token_id": 1.5}, r"eos_token_id, pad_token_id: got .* and 1\.5, expected token ids"),
+        ({"eos_token_id": "."}, r"eos_token_id, pad_token_id: got '\.' and"),
+        ({"model": torch.nn.Linear(3, 3)}, r"model: got a Linear, expected a Transformer or a causal"),
     ):
         with pytest.raises(ConfigError, match=message):
             sampler(**options)
+    with pytest.raises(ConfigError, match=r"model: got a NoneType"):
+        Sampler(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"temperatures: got none"):
         sampler().generate_each(PROMPTS, [])
+    with pytest.raises(ConfigError, match=r"pad_token_id: got 40, expected at most 39"):
+        sampler(pad_token_id=40).generate(PROMPTS)
     with pytest.raises(ConfigError, match=r"tokenizer: got none, expected one for texts"):
         sampler().texts(sampler().generate(PROMPTS))
 

@@ -161,6 +161,9 @@ class TestDataset:
             ([[1], []], [[1], [1]], ConfigError),
             ([[1]], [[]], ConfigError),
             ([[1]], [[-1]], ConfigError),
+            ([[1]], [[0.5]], ConfigError),
+            (["text"], [[1]], ConfigError),
+            ([None], [[1]], ConfigError),
         ],
     )
     def test_impossible_rows(self, prompts: Any, completions: Any, error: type[Exception]) -> None:

@@ -32,7 +32,7 @@ def verifier():
         (r"\frac{1}{2}", "0.5", "correct"),
         ("18", 18, "correct"),
         (r"\sqrt{2}", "1", "wrong"),
-        (r"2^{10^{10^{10}}}", r"x^2", "any"),
+        pytest.param(r"2^{10^{10^{10}}}", r"x^2", "any", marks=pytest.mark.slow),  # as long as the time limit
         (r"__import__('os').system('true')", r"x^2", "any"),
     ],
 )

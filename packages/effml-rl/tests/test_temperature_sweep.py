@@ -134,6 +134,7 @@ def test_broken_contracts_are_told() -> None:
             r"generate: got other counts .* expected 3 for each of 4",
         ),
         ({"verifier": lambda *_: []}, r"verifier: got 0 verdicts, expected 12"),
+        ({"verifier": lambda *_: None}, r"verifier: got None, expected 12 verdicts"),
         ({"verifier": lambda *_: [Verdict(0.3, "scored")] * 12}, r"verifier: got the number 0.3"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -144,6 +145,7 @@ def test_broken_contracts_are_told() -> None:
     for options, message in (
         ({"n": 0}, r"n: got 0"),
         ({"group": 0}, r"group: got 0"),
+        ({"coin": 3}, r"generate: got a int, expected a function"),
         ({"grid": ()}, r"temperatures: got \[\]"),
         ({"grid": (0.0,)}, r"temperatures: got \[\]"),
         ({"grid": (0.5, 0.0)}, r"temperatures: got"),

@@ -75,7 +75,7 @@ class StopAt(Hook):
     ("trainer", "config"),
     [
         (GRPOTrainer, grpo(**SMALL)),
-        (GRPOTrainer, dr_grpo(**SMALL, epochs=2, mini_batches=2, kl_loss=0.01)),
+        pytest.param(GRPOTrainer, dr_grpo(**SMALL, epochs=2, mini_batches=2, kl_loss=0.01), marks=pytest.mark.slow),
         (GRPOTrainer, dapo(**{**SMALL, "overlong_margin": None})),
         (GRPOTrainer, reinforce_pp(**{**SMALL, "samples": 8})),
         (RLOOTrainer, rloo(**SMALL)),
@@ -207,7 +207,12 @@ def test_what_does_not_fit_is_named() -> None:
         sampler = Sampler(model, tokenizer, **options)
         with pytest.raises(ConfigError, match=r"sampler\.(temperature|max_new_tokens): got .* as in the config"):
             GRPOTrainer(model, repeats, sampler=sampler)
+    for wrong in ({"model": None, "config": None}, {"model": model, "config": {"lr": 1e-3}}):
+        with pytest.raises(ConfigError, match=r"model, config: got .*, expected a module and a PolicyConfig"):
+            GRPOTrainer(verifier=repeats, tokenizer=tokenizer, **wrong)  # type: ignore[arg-type]
     trainer = GRPOTrainer(model, repeats, grpo(**SMALL), tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match=r"prompts: got 'ab', expected a list of records"):
+        trainer.step("ab")
     with pytest.raises(ConfigError, match=r"targets: got 1 for 2 prompts"):
         trainer.step(["ab", "c"], ["a"])
     with pytest.raises(ConfigError, match=r"prompts: got none"):

@@ -83,6 +83,22 @@ def test_hugging_face_models() -> None:
     assert all(p.grad is not None for p in critic.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own call
+def test_beside_adapters_the_trunk_stays_frozen() -> None:
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=11
+    )
+    policy = peft.get_peft_model(transformers.LlamaForCausalLM(config), peft.LoraConfig(target_modules=["q_proj"]))
+    critic = ValueModel.of(policy)
+    nn.init.normal_(critic.head.weight)
+    total, _ = ValueObjective(ppo())(critic, rows())
+    total.backward()
+    trained = {name for name, parameter in critic.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in critic.named_parameters() if "lora_" in name or name == "head.weight"}
+    assert len(trained) == 3
+
+
 def test_other_models_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"critic: got a Linear, expected a Transformer or a causal language model"):
         ValueModel(nn.Linear(3, 3))

@@ -49,7 +49,7 @@ def test_set_up_runs_once_and_leaves_modules_only():
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_nothing_survives_a_trainer_that_is_killed(tmp_path, number):
     mark = f"effml_{os.getpid()}_{number}"
     script = f"""

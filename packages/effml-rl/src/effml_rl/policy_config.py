@@ -6,7 +6,7 @@ A preset is a function that returns a `PolicyConfig`; whatever it does not fix, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from effml_shared.checks import check_choice, check_count, check_range
@@ -200,7 +200,9 @@ def dr_grpo(**overrides: Any) -> PolicyConfig:
 
 def dapo(**overrides: Any) -> PolicyConfig:
     """Return DAPO, arXiv 2503.14476: a higher upper clip, token_mean, dynamic sampling, the soft overlong penalty."""
-    margin = max(int(overrides.get("max_completion", PolicyConfig.max_completion)) // 5, 1)  # 4096 of 20480
+    longest = overrides.get("max_completion", PolicyConfig.max_completion)
+    check_count("max_completion", longest, 1)
+    margin = max(longest // 5, 1)  # 4096 of 20480
     return _with(overrides, clip=(0.2, 0.28), reduction="token_mean", refills=3, overlong_margin=margin)
 
 
@@ -235,4 +237,6 @@ def ppo(**overrides: Any) -> PolicyConfig:
 
 
 def _with(overrides: dict[str, Any], **preset: Any) -> PolicyConfig:
+    for name in overrides:
+        check_choice("option", name, (field.name for field in fields(PolicyConfig)))
     return PolicyConfig(**{**preset, **overrides})

@@ -101,8 +101,8 @@ class PolicyStep:
     def __call__(self, batch: Sequence[Any], plan: Plan) -> dict[str, float]:
         """Update from this rank's prompts, see `Prompt.of`; returns the metrics of `describe` and of the updates.
 
-        `policy_loss`, a surrogate, and `grad_norm` (means over the updates), `lr`, `skipped` (share of the updates), `value_loss`,
-        `explained_variance`, and what `PolicyObjective` gathers. `tokens` are those sampled.
+        `policy_loss`, a surrogate, and `grad_norm` (means over the updates), `lr`, `skipped` (share of the updates),
+        `value_loss`, `explained_variance`, and what `PolicyObjective` gathers. `tokens` are those sampled.
 
         Raises:
             EffmlError: no completion was scored, or all were cut off and are masked.

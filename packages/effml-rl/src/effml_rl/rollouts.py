@@ -27,7 +27,7 @@ from effml_rl.rank_statistics import RankRows, means
 from effml_rl.rewards import stack_rewards
 from effml_rl.rollout_batch import RolloutBatch
 from effml_rl.verifiers.reward_functions import as_verifier
-from effml_rl.verifiers.verdict import Status, Verdict, Verifier
+from effml_rl.verifiers.verdict import Status, Verdict, Verifier, check_verdicts
 
 __all__ = ["Collector", "Rollouts", "Samples", "Scorer", "Scores", "VerifierScorer", "describe"]
 
@@ -116,10 +116,7 @@ class VerifierScorer:
         targets = [prompt.target for prompt in prompts]
         columns = [verifier(texts, completions, targets) for verifier in self.verifiers]
         for verdicts in columns:
-            wrong = not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts)
-            if wrong or len(verdicts) != len(completions):
-                got = repr(verdicts)[:60] if wrong else len(verdicts)
-                raise ConfigError(f"verifier: got {got}, expected a Verdict for each of {len(completions)} completions")
+            check_verdicts(verdicts, len(completions))
         rewards = stack_rewards(*[[verdict.reward for verdict in verdicts] for verdicts in columns])
         return Scores(rewards.view(len(completions), len(columns)), columns)
 

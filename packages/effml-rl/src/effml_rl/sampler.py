@@ -20,6 +20,7 @@ exp(logp - sampler_logp) compares equal things. Temperature 0 takes the likelies
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from operator import index
 from typing import Any
 
@@ -75,6 +76,7 @@ class Sampler:
         max_rows: int | None = None,
         keep_end: bool = False,
     ) -> None:
+        _check_decodes(model)
         check_range("temperature", temperature, 0.0)
         if not 0 < top_p <= 1:
             raise ConfigError(f"top_p: got {top_p}, expected more than 0 and at most 1")
@@ -267,6 +269,16 @@ class _Rows:
             group_index=group.to(lengths.device),
             sampler_logps=self.logps[chosen, :longest],
         )
+
+
+def _check_decodes(model: Any) -> None:
+    """Raise a `ConfigError` unless a model can be called with a cache."""
+    inner: Any = unwrap(model)
+    if not hasattr(inner, "new_cache"):
+        parameters = signature(getattr(inner, "forward", lambda: None)).parameters
+        if "past_key_values" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            got = type(inner).__name__
+            raise ConfigError(f"model: got a {got}, expected a Transformer or a causal language model of transformers")
 
 
 def _special(tokenizer: Any, name: str) -> int | None:

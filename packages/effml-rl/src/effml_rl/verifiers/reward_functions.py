@@ -83,17 +83,16 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 def _scored(reward: Any) -> Verdict:
     try:
         number = float(reward)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several numbers
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"rewards: got {reward!r}, expected finite numbers, or None for an unscored completion")
+        raise ConfigError(f"rewards: got {reward!r:.60}, expected finite numbers, or None for an unscored completion")
     return Verdict(number, "scored")
 
 
-def as_verifier(function: Verifier | Callable[..., Any]) -> Verifier:
+def as_verifier(function: Any) -> Verifier:
     """Wrap a plain reward function, which is what has no parameter named `targets`."""
-    found: Any = function
-    return found if "targets" in _parameters(function) else RewardFunction(function)
+    return function if "targets" in _parameters(function) else RewardFunction(function)
 
 
 def reward_function(verifier: Verifier, column: str = "target") -> Callable[..., list[float | None]]:

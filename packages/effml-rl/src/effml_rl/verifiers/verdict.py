@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from effml_shared.errors import ConfigError
 
-__all__ = ["Status", "Verdict", "Verifier", "check_lengths"]
+__all__ = ["Status", "Verdict", "Verifier", "check_lengths", "check_verdicts"]
 
 Status = Literal[
     "correct",
@@ -85,3 +85,11 @@ def check_lengths(prompts: Sequence[str], completions: Sequence[str], targets: S
     if not len(prompts) == len(completions) == len(targets):
         got = f"{len(prompts)} prompts, {len(completions)} completions and {len(targets)} targets"
         raise ConfigError(f"verifier: got {got}, expected as many of each")
+
+
+def check_verdicts(returned: Any, count: int) -> None:
+    """Raise a `ConfigError` unless a verifier returned so many verdicts."""
+    if not isinstance(returned, Sequence) or not all(isinstance(verdict, Verdict) for verdict in returned):
+        raise ConfigError(f"verifier: got {returned!r:.60}, expected {count} verdicts, one per completion")
+    if len(returned) != count:
+        raise ConfigError(f"verifier: got {len(returned)} verdicts, expected {count}, one per completion")

@@ -25,7 +25,7 @@ from effml_shared.errors import CheckpointError, ConfigError
 from numpy.typing import NDArray
 
 from effml_rl.tree_file import load_tree, save_tree
-from effml_rl.verifiers.verdict import Verdict, Verifier
+from effml_rl.verifiers.verdict import Verdict, Verifier, check_verdicts
 from effml_rl.wall.correct_matrix import KIND, UNSCORED, CorrectMatrix, check_temperatures
 
 __all__ = ["LANGUAGE_TEMPERATURES", "SYNTHETIC_TEMPERATURES", "Generate", "TemperatureSweep"]
@@ -59,7 +59,7 @@ class TemperatureSweep:
         group: problems per call of `generate`.
 
     Raises:
-        ConfigError: temperatures are not increasing, or a number is below 1.
+        ConfigError: temperatures are not increasing, a number is below 1, or `generate` cannot be called.
     """
 
     def __init__(
@@ -72,6 +72,9 @@ class TemperatureSweep:
         greedy: bool = False,
         group: int = 64,
     ) -> None:
+        if not callable(generate):
+            got = type(generate).__name__
+            raise ConfigError(f"generate: got a {got}, expected a function such as `Sampler(...).completions`")
         check_count("n", n, 1)
         check_count("group", group, 1)
         grid = [float(temperature) for temperature in temperatures]
@@ -160,10 +163,7 @@ class TemperatureSweep:
             [completion for samples in completions for completion in samples],
             [target for target in targets for _ in range(n)],
         )
-        if len(verdicts) != n * len(prompts):
-            raise ConfigError(
-                f"verifier: got {len(verdicts)} verdicts, expected {n * len(prompts)}, one per completion"
-            )
+        check_verdicts(verdicts, n * len(prompts))
         return [_outcome(verdict) for verdict in verdicts]
 
 
