@@ -1,6 +1,6 @@
 import effml_eval
 
 
-def test_version_is_the_distributions_version():
+def test_the_version_is_the_distributions_and_every_public_name_is_there():
     assert effml_eval.__version__ == "0.1.0"
-    assert effml_eval.__all__ == ["__version__"]
+    assert all(hasattr(effml_eval, name) for name in effml_eval.__all__)
