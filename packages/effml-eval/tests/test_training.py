@@ -182,6 +182,7 @@ def train_sharded(kind, directory):
     return {"losses": losses, "threshold": float(saved.threshold), "atoms": saved.atoms.flatten()[:50].tolist()}
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
