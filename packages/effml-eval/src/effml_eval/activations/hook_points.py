@@ -61,7 +61,7 @@ def hidden_states(model: nn.Module, batch: Any, hook_points: Sequence[str]) -> d
         with evaluating(model):
             _call(model, batch)
     except _SeenAll:
-        pass
+        pass  # raised above: the rest of the forward pass is of no use
     finally:
         for handle in handles:
             handle.remove()
