@@ -1,0 +1,51 @@
+"""Take finished runs over into docs/results, so that the pages can be written from them.
+
+    python docs/measured/record.py DIR...        run directories, or directories of run directories
+
+What is kept is the summary (claims, tables, every trial's results) and of the manifest what made it: preset, versions,
+machine, commit. Paths stay behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+KEPT = ("experiment", "preset", "started", "versions", "machine", "git")
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """Yield a folder that is a run directory, or those in it."""
+    if (folder / "manifest.json").exists():
+        yield folder
+        return
+    yield from sorted(path.parent for path in folder.glob("*/manifest.json"))
+
+
+def record(run: Path, results: Path) -> Path:
+    """Write one run's NAME.PRESET.json; returns its path."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    if summary.get("status") != "finished":
+        raise SystemExit(f"{run}: got status {summary.get('status')!r}, expected 'finished': effml resume {run}")
+    path = results / f"{manifest['experiment']}.{manifest['preset']}.json"
+    kept = {"manifest": {key: manifest[key] for key in KEPT}, **summary}
+    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def main() -> int:
+    results = Path(__file__).parents[1] / "results"
+    found = [run for folder in sys.argv[1:] for run in runs_in(Path(folder))]
+    if not found:
+        print(f"got {' '.join(sys.argv[1:]) or 'nothing'}, expected run directories", file=sys.stderr)
+        return 2
+    for run in found:
+        print(f"recorded {record(run, results).name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
