@@ -89,6 +89,19 @@ def test_copies_go_their_own_way(clone: Any) -> None:
     assert torch.equal(param, other_param)
 
 
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_and_loaded_states_have_the_same_options(clone: Any) -> None:
+    param, optimizer = trained()
+    groups = optimizer.state_dict()["param_groups"]
+    _, other = clone((param, optimizer))
+    assert other.state_dict()["param_groups"] == groups
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state_dict()["param_groups"] == groups
+    other.add_param_group({"params": [Parameter(torch.zeros(2, 2))]})
+    assert other.param_groups[1].keys() == optimizer.param_groups[0].keys()
+    assert other.defaults == optimizer.defaults
+
+
 def test_options_may_change_between_steps() -> None:
     param, optimizer = trained()
     optimizer.param_groups[0]["precondition_frequency"] = 1

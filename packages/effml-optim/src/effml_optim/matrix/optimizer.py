@@ -270,6 +270,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it for its own optimizers; ours have no such option
         self.__dict__.setdefault("_owners", Owners())  # a copy of an optimizer
         for group in self.param_groups:  # options younger than the checkpoint
             for name, default in self.defaults.items():
