@@ -217,6 +217,15 @@ def test_a_replaced_part_needs_the_naive_backend() -> None:
     close(layer(x), expected)
 
 
+def test_a_precision_scheme_is_told_to_take_the_naive_backend() -> None:
+    layer = make()
+    assert layer.precision_refusal is not None
+    assert layer.precision_refusal.startswith("backend: got 'tiled', ")
+    assert layer.precision_refusal.endswith('expected backend="naive"')
+    layer.backend = "naive"
+    assert layer.precision_refusal is None
+
+
 @pytest.mark.parametrize(
     ("x", "given", "message"),
     [

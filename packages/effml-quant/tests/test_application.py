@@ -199,6 +199,43 @@ def test_a_refused_scheme_changes_nothing():
     assert handle.scheme is MX4
 
 
+class Folded(nn.Module):
+    """Reads its weights itself, as the tiled Recurrent Transformer does, until it is told not to."""
+
+    precision_refusal: str | None = "backend: got 'tiled', expected backend=\"naive\""
+
+    def __init__(self):
+        super().__init__()
+        self.proj, self.norm = nn.Linear(64, 64), nn.LayerNorm(64)
+
+    def forward(self, x):
+        return F.softmax(F.linear(x, self.proj.weight), -1)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "refused"),
+    [
+        (MX4, True),
+        (MX4.replace(exempt=("1.proj",)), False),
+        (MX4.replace(exempt=("1.proj",), norm_affine="mxfp4"), True),
+        (MX4.replace(exempt=("1.*",), norm_affine="mxfp4"), False),
+    ],
+)
+def test_a_module_that_computes_past_its_parts_refuses_at_once(scheme, refused):
+    model = nn.Sequential(nn.Linear(64, 64), Folded())
+    handle = apply_scheme(model, None)
+    for attempt in (handle.check, handle.set, lambda scheme: apply_scheme(model, scheme)) if refused else ():
+        with pytest.raises(ConfigError, match=r"^1\.backend: got 'tiled', expected backend=\"naive\"$"):
+            attempt(scheme)
+        assert not any(isinstance(m, MXLinear) for m in model.modules())
+    if not refused:
+        handle.set(scheme)
+        assert not isinstance(model[1].proj, MXLinear)
+    model[1].precision_refusal = None
+    apply_scheme(model, MX4)
+    assert isinstance(model[1].proj, MXLinear)
+
+
 def test_one_linear_layer_is_a_model():
     layer, x = nn.Linear(64, 4), batch(2, 64)
     handle = apply_scheme(layer, MX4)

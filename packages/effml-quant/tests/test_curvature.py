@@ -149,7 +149,7 @@ def test_microbatch_difference(scaled: bool) -> None:
         if scaled:
             w.grad /= n
         curvature.update(["w"], n)
-        curvature.clear()
+        curvature.clear(["w"])
         a, b = (torch.cat(parts[i::2]) for i in (0, 1))
         halves = [(half.T @ (half @ w.detach())) / 32 for half in (a, b)]
         expected = n / 4 * (halves[0] - halves[1]).square()

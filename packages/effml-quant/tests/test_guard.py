@@ -69,3 +69,5 @@ def test_wrong_fields_are_named():
     for fields in ({"patience": 0}, {"calm": 0}, {"thresholds": {}}):
         with pytest.raises(ConfigError, match=f"^{next(iter(fields))}: got"):
             make(**fields)
+    with pytest.raises(ConfigError, match=r"^0\.weight: got float16"):
+        PrecisionGuard(apply_scheme(nn.Sequential(nn.Linear(4, 4)).half(), None), USUAL)

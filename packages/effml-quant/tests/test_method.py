@@ -147,6 +147,35 @@ def test_in_a_gradient_step_with_counted_terms() -> None:
     same(net, train(other, two, steps=5), rtol=1e-12)
 
 
+@pytest.mark.parametrize("curvature", ["empirical_fisher", "microbatch_difference"])
+def test_a_skipped_step_leaves_nothing_behind(curvature: str) -> None:
+    """A loop that meets an infinite gradient drops it, as a GradScaler does, and goes on with the next batch."""
+    net, other = model(dtype=torch.float64), model(dtype=torch.float64)
+    one, two = OPTIMIZERS["SGD"](net.parameters()), OPTIMIZERS["SGD"](other.parameters())
+    lotion, clean = (Lotion(m, LotionConfig("int3", curvature=curvature)) for m in (net, other))
+    counted = lotion.counting(lambda m, x: (loss(m, x), torch.tensor(len(x))))
+    lotion.attach(one)
+    clean.attach(two, 32)
+    step = GradientStep(net, one, counted, micro_batch=16)
+    plan = Plan(lr_factor=1.0, batch_size=32)
+
+    def penalty(of: Lotion) -> float | None:
+        metrics: dict[str, float] = {}
+        of.on_step(None, metrics)  # type: ignore[arg-type]
+        return metrics.get("penalty")
+
+    for i in range(4):
+        if i == 2:
+            bad = torch.full((16, 6), torch.inf, dtype=torch.float64)
+            with pytest.raises(NonFiniteError):
+                step(bad, plan)
+            assert penalty(lotion) is None
+        step(batch(i, torch.float64), plan)
+        train(other, two, start=i, steps=i + 1, parts=2)
+        assert penalty(lotion) == pytest.approx(penalty(clean), rel=1e-12)
+    same(net, other, rtol=1e-12)
+
+
 def test_loss_scaling_changes_nothing() -> None:
     net, other = model(dtype=torch.float64), model(dtype=torch.float64)
     one, two = OPTIMIZERS["SGD"](net.parameters()), OPTIMIZERS["SGD"](other.parameters())
@@ -230,7 +259,7 @@ def test_tied_frozen_and_other_weights() -> None:
     assert list(Lotion(wrapped).weights) == ["1.weight"]
 
 
-@pytest.mark.parametrize("curvature", ["empirical_fisher", "adam"])
+@pytest.mark.parametrize("curvature", ["empirical_fisher", "microbatch_difference", "adam"])
 def test_two_optimizers_each_with_its_weights(curvature: str) -> None:
     net, other = model(dtype=torch.float64), model(dtype=torch.float64)
     parts = [OPTIMIZERS["AdamW"](net[i].parameters()) for i in (0, 2)]
@@ -249,7 +278,7 @@ def test_two_optimizers_each_with_its_weights(curvature: str) -> None:
             for part in parts:
                 part.step()
 
-    same(train(net, Both()), train(other, whole))  # type: ignore[arg-type]
+    same(train(net, Both(), parts=2), train(other, whole, parts=2))  # type: ignore[arg-type]
     metrics: list[dict[str, float]] = [{}, {}]
     lotion.on_step(None, metrics[0])  # type: ignore[arg-type]
     one.on_step(None, metrics[1])  # type: ignore[arg-type]

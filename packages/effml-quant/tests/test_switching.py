@@ -126,3 +126,9 @@ def test_a_scheme_that_somebody_else_set_is_resumed(tmp_path):
 def test_a_bad_schedule_is_named(schedule, message):
     with pytest.raises(ConfigError, match=message):
         run(schedule, 5)
+
+
+def test_a_scheme_that_the_model_cannot_have_is_refused_before_the_run():
+    handle = apply_scheme(nn.Sequential(nn.Linear(4, 4)).half(), None)
+    with pytest.raises(ConfigError, match=r"0\.weight: got float16"):
+        PrecisionSwitch(handle, {100: MX4})

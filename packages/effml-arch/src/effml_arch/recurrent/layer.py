@@ -134,6 +134,8 @@ class RecurrentTransformerLayer(Block):
     """One recurrent layer on the residual stream, in place of a shared `Block` and with its parameters.
 
     `write_mix`, `backend`, `base_block`, `schedule` and `cuda_graphs` are read at every call and may be set on it.
+    The tiled backend reads weights past the forward passes of the layer's parts. Where these are to be replaced, as by
+    a precision scheme of `effml_quant` (which asks `precision_refusal` first), set `backend="naive"`.
 
     Args:
         config: what this layer and its siblings share.
@@ -202,6 +204,13 @@ class RecurrentTransformerLayer(Block):
                 raise ConfigError("cache: got a pass with gradients, expected a call under torch.no_grad()")
             cache.append(self.self_attn.layer, k, v)
         return z
+
+    @property
+    def precision_refusal(self) -> str | None:
+        """Why no precision scheme may be put on this layer's parts, in one line that says what to do; None: it may."""
+        if self.backend == "naive":
+            return None
+        return "backend: got 'tiled', which passes over what a precision scheme covers, expected backend=\"naive\""
 
     def _draw_kept(self, x: Tensor) -> Tensor | None:
         """Draw which numbers dropout keeps of what attention, and the MLP, will add: (2, batch, seq, d_model) bool."""

@@ -90,6 +90,8 @@ class PrecisionGuard(Hook):
             check_count("calm", calm, 1)
         if not thresholds:
             raise ConfigError("thresholds: got none, expected at least one metric")
+        if safe is not None:
+            handle.check(safe)
         self.handle, self.safe, self.thresholds = handle, safe, dict(thresholds)
         self.patience, self.calm = patience, calm
         self.usual = handle.scheme

@@ -165,6 +165,8 @@ class MicrobatchDifference(Curvature):
             weight.register_post_accumulate_grad_hook(partial(self._count, name))
 
     def _see(self, name: str, gradient: Tensor) -> None:
+        if self.weights[name].grad is None:  # passes seen before, if any, belong to a step that was skipped
+            self.passes[name] = 0
         self.pending[name] = gradient.detach()
 
     def _count(self, name: str, weight: Tensor) -> None:
@@ -192,9 +194,9 @@ class MicrobatchDifference(Curvature):
             scale = torch.where(self.norms[name] > 0, now / self.norms[name], 0.0)
             self.average(name, self.differences[name].mul_(scale), n_terms)
 
-    def clear(self) -> None:
-        """Begin a step."""
-        self.passes = dict.fromkeys(self.weights, 0)
+    def clear(self, names: Iterable[str]) -> None:
+        """Begin a step of some weights."""
+        self.passes.update(dict.fromkeys(names, 0))
 
 
 class Exact(Curvature):

@@ -85,7 +85,7 @@ class Lotion(Hook):
         self.curvature = make_curvature(self.config.curvature, self.weights, self.config.beta, source)
         self._reduce = {name: reducer(weight, self.quantizer) for name, weight in self.weights.items()}
         self._steps = dict.fromkeys(self.weights, 0)
-        self._latest: dict[str, float] = {}  # penalty by the first weight of each optimizer
+        self._latest: dict[str, float] = {}  # of this step, penalty by the first weight of each optimizer
         self._counted: Tensor | float = 0.0
         self._handles: list[Any] = []
 
@@ -109,7 +109,7 @@ class Lotion(Hook):
         if due:
             self.curvature.update(due, n)
         if isinstance(self.curvature, MicrobatchDifference):
-            self.curvature.clear()
+            self.curvature.clear(names)
         for name in names:
             self._steps[name] += 1
 
@@ -257,10 +257,18 @@ class Lotion(Hook):
         def counted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             total, terms = loss(model, batch)
             if torch.is_grad_enabled():
-                self._counted = self._counted + torch.as_tensor(terms).detach()
+                before = 0.0 if self._begins() else self._counted
+                self._counted = before + torch.as_tensor(terms).detach()
             return total, terms
 
         return counted
+
+    def _begins(self) -> bool:
+        """Say whether no gradient is gathered yet: what was counted before belongs to a step that was skipped.
+
+        Sharded weights do not tell: theirs appear with the last micro-batch.
+        """
+        return all(weight.grad is None and not distributed.is_sharded(weight) for weight in self.weights.values())
 
     def _count(self) -> float | None:
         if isinstance(self._counted, float):
@@ -287,9 +295,10 @@ class Lotion(Hook):
         ]
 
     def on_step(self, loop: Loop, metrics: Mapping[str, float]) -> None:
-        """Add the step's penalty to its metrics."""
+        """Add the step's penalty to its metrics, unless the step was skipped and added none."""
         if self._latest:
             cast(dict[str, float], metrics)["penalty"] = sum(self._latest.values())
+        self._latest.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return curvature and step counts."""

@@ -6,6 +6,10 @@ checkpoints stay plain and a compiled graph is specialised once per scheme. Appl
 `torch.compile`. Norms are covered from the first scheme with `norm_affine` on, and all other modules, which then watch
 the functions that they call, from the first one with a format for these.
 
+A module that reads the weights of its parts and does not call them may say so in an attribute `precision_refusal`, one
+line or None: a scheme that would cover any of these parts is refused in its words, before anything is trained with it;
+one that exempts all of them passes the module by.
+
 Not covered, and listed in `ModelHandle.uncovered`: products with weights that are no linear layer (convolutions,
 recurrent layers, `nn.MultiheadAttention`, experts in one tensor), layers with a forward pass of their own, and a tied
 output head of `effml_shared`'s Transformer, which has no module of its own.
@@ -49,7 +53,7 @@ def apply_scheme(model: nn.Module, scheme: PrecisionScheme | None, filter: Weigh
             scheme's own `exempt` leaves more of them out. Names start inside of DDP and `torch.compile`.
 
     Raises:
-        ConfigError: there is nothing to cover, or a weight does not fit the scheme.
+        ConfigError: there is nothing to cover, a weight does not fit the scheme, or a module refuses one.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8))
     >>> handle = apply_scheme(model, PrecisionScheme.recommended())
@@ -96,6 +100,7 @@ class ModelHandle:
             raise ConfigError("model: got one without linear layers to cover, expected nn.Linear or another filter")
         self.layers, self.norms, self.uncovered = map(MappingProxyType, (layers, norms, uncovered))
         self._others = others
+        self._refusing = {name: m for name, m in root.named_modules() if hasattr(m, "precision_refusal")}
         self._scheme: PrecisionScheme | None = None
         self.set(scheme)
         if uncovered:
@@ -111,10 +116,13 @@ class ModelHandle:
         """Change the scheme from the next call of the model on; None: the model as it was.
 
         Raises:
-            ConfigError: it is no scheme, or does not fit a weight; nothing has changed then.
+            ConfigError: see `check`; nothing has changed then.
         """
         if scheme is not None:
-            self._check(scheme)
+            self.check(scheme)
+            bare = [name for name, norm in self.norms.items() if not has_gain(norm)]
+            if scheme.norm_affine is not None and bare:
+                _log.warning("norm_affine: %s has no gain to encode (%d such norms)", bare[0], len(bare))
         for name, layer in self.layers.items():
             _assign(layer, MXLinear if isinstance(layer, nn.Linear) else MXConv1D, _for(scheme, name))
         norm_scheme = None if scheme is None or scheme.norm_affine is None else scheme
@@ -124,7 +132,12 @@ class ModelHandle:
             _assign(module, Watched, scheme if watches(scheme) else None)
         self._scheme = scheme
 
-    def _check(self, scheme: Any) -> None:
+    def check(self, scheme: Any) -> None:
+        """Refuse now what `set` would refuse later, in the middle of a run.
+
+        Raises:
+            ConfigError: it is no scheme, does not fit a weight, or a module cannot have it on its parts.
+        """
         if not isinstance(scheme, PrecisionScheme):
             raise ConfigError(f"scheme: got {type(scheme).__name__}, expected a PrecisionScheme or None")
         for name, layer in self.layers.items():
@@ -133,9 +146,12 @@ class ModelHandle:
                     check_weight(layer.weight, scheme)  # type: ignore[arg-type]
                 except ConfigError as error:
                     raise ConfigError(f"{name}.{error}") from None
-        bare = [name for name, norm in self.norms.items() if not has_gain(norm)]
-        if scheme.norm_affine is not None and bare:
-            _log.warning("norm_affine: %s has no gain to encode (%d such norms)", bare[0], len(bare))
+        parts = [*self.layers, *(self.norms if scheme.norm_affine is not None else ())]
+        covered = [name for name in parts if _for(scheme, name) is not None]
+        for name, module in self._refusing.items():
+            reason = module.precision_refusal
+            if reason is not None and any(f"{part}.".startswith(name and f"{name}.") for part in covered):
+                raise ConfigError(f"{name}.{reason}".removeprefix("."))
 
     @contextmanager
     def using(self, scheme: PrecisionScheme | None) -> Iterator[None]:

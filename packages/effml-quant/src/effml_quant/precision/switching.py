@@ -26,7 +26,7 @@ class PrecisionSwitch(Hook):
         schedule: from how many steps done on which scheme holds; None: the model as it was.
 
     Raises:
-        ConfigError: a step is no integer >= 0, or a value no scheme.
+        ConfigError: a step is no integer >= 0, a value no scheme, or one that the model cannot have.
     """
 
     def __init__(self, handle: ModelHandle, schedule: Mapping[int, PrecisionScheme | None]) -> None:
@@ -35,6 +35,8 @@ class PrecisionSwitch(Hook):
                 raise ConfigError(f"schedule: got step {step!r}, expected an integer >= 0")
             if scheme is not None and not isinstance(scheme, PrecisionScheme):
                 raise ConfigError(f"schedule: got {scheme!r} at step {step}, expected a PrecisionScheme or None")
+            if scheme is not None:
+                handle.check(scheme)
         self.handle, self.schedule = handle, dict(schedule)
         self._resumed = False
 
