@@ -54,6 +54,8 @@ def test_leaving_conditioning_away_saves_exactly_its_parameters() -> None:
         ({"coordinates": ((0, 1), (0,))}, r"^coordinates: got axes of \[1, 2\] places"),
         ({"coordinates": ((),)}, r"^coordinates: got axes of \[0\] places"),
         ({"coordinates": ((0, -1),)}, r"^coordinates: got "),
+        ({"coordinates": ((0, "1"),)}, r"^coordinates: got "),
+        ({"coordinates": (0, 1)}, r"^coordinates: got \(0, 1\), expected one tuple of places for each axis$"),
         ({"n_heads": 3}, r"^n_heads: got 3, "),
     ],
 )

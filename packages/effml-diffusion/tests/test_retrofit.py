@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +41,11 @@ def shared() -> Transformer:
     return Transformer(config)
 
 
+@dataclass
+class LLaDAOutput:
+    logits: Tensor
+
+
 class LLaDABlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -75,11 +81,11 @@ class LLaDA(nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.transformer["ff_out"]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> LLaDAOutput:
         x = self.transformer["wte"](input_ids)
         for block in self.transformer["blocks"]:  # type: ignore[attr-defined]
             x = (self.checkpointing(block, x, attention_mask) if self.checkpointing else block(x, attention_mask))[0]
-        return SimpleNamespace(logits=self.transformer["ff_out"](self.transformer["ln_f"](x)))
+        return LLaDAOutput(self.transformer["ff_out"](self.transformer["ln_f"](x)))
 
 
 BACKBONES = {"bert": bert, "shared": shared, "llada": LLaDA}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from effml_shared.checks import check_choice, check_count, check_range
 from effml_shared.errors import ConfigError
@@ -37,7 +38,7 @@ class DiffusionTransformerConfig(TransformerConfig):
     max_length: int | None = None  # tokens of the longest text
     gap_head: str = "none"  # none | expectation | distribution, see `effml_diffusion.insertion_head`
     pad_id: int | None = None  # the id whose embedding the terminal slot has; with a gap_head
-    coordinates: tuple[tuple[int, ...], ...] = ()  # axes x positions; each has learned embeddings, which are added
+    coordinates: tuple[Any, ...] = ()  # (axes, positions) ints, embedded and added; OmegaConf 2.3 nests no tuple types
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,9 +59,12 @@ class DiffusionTransformerConfig(TransformerConfig):
             raise ConfigError("max_length: got None, expected the longest text for gap_head or length_conditioning")
         if self.gap_head != "none" and (self.pad_id is None or not 0 <= self.pad_id < self.vocab_size):
             raise ConfigError(f"pad_id: got {self.pad_id}, expected an id below vocab_size={self.vocab_size}")
+        if not all(isinstance(axis, tuple | list) for axis in self.coordinates):
+            raise ConfigError(f"coordinates: got {self.coordinates}, expected one tuple of places for each axis")
         object.__setattr__(self, "coordinates", tuple(map(tuple, self.coordinates)))  # YAML has lists
         lengths = {len(axis) for axis in self.coordinates}
-        if len(lengths) > 1 or any(place < 0 for axis in self.coordinates for place in axis) or 0 in lengths:
+        places = [place for axis in self.coordinates for place in axis]
+        if len(lengths) > 1 or 0 in lengths or not all(isinstance(place, int) and place >= 0 for place in places):
             raise ConfigError(f"coordinates: got axes of {sorted(lengths)} places, expected equally many, from 0 up")
         if self.coordinates and self.gap_head != "none":
             raise ConfigError("coordinates: got some beside a gap_head, whose texts have no fixed places")

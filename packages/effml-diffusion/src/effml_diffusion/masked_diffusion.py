@@ -132,12 +132,16 @@ class MaskedDiffusion:
     ) -> Corruption:
         """Mask tokens of x (batch, seq): at stratified random times, or as one of t, mask_level and n_masked says.
 
+        The strata are those of the batches of all ranks together. Each rank has its own of them, whatever the
+        generator: with equal ones, ranks still draw different times. Give t for times that do not depend on the rank.
+
         Args:
             t: number or (batch,), diffusion time; the weight is the schedule's.
             mask_level: number or (batch,), probability of a mask; the weight is 1 / level, as for an average over
                 uniform levels.
             n_masked: number or (batch,), how many tokens to mask exactly; the weight is maskable / masked.
             maskable: (batch, seq) bool, False at prompts and whatever else is given; padding never is maskable.
+            generator: of all draws. None: PyTorch's global one.
 
         Raises:
             ConfigError: more than one of the three, shapes disagree, or (seen on a CPU only) values are out of range or

@@ -156,7 +156,8 @@ class FlexMDM:
     ) -> FlexState:
         """Delete and mask tokens of clean texts: at stratified random times on [0, t_max), or at flow_t, (batch,).
 
-        Other arguments and errors are those of `texts`.
+        As in `MaskedDiffusion.corrupt`, each rank has strata of its own, whatever the generator. Other arguments and
+        errors are those of `texts`.
 
         >>> flex = FlexMDM(None, mask_id=9, pad_id=0, max_length=4)
         >>> flex.corrupt([[5, 6], [7]], flow_t=0.0).gaps[:, 0]
