@@ -107,18 +107,33 @@ def test_a_kill_at_any_system_call_of_a_save_leaves_a_whole_checkpoint(tmp_path,
     assert steps(checkpoints) == ["step-00000003"]
 
 
-def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "size"), [("state.safetensors", 30_000), ("rank-00000.safetensors", 30_000), ("manifest.json", 250)]
+)
+def test_a_full_disk_is_one_line_that_names_the_file_and_costs_nothing(tmp_path, full_disk, name, size):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    large = torch.zeros(20_000)
+    with full_disk(size), pytest.raises(CheckpointError, match=rf"step-00000002/{name}: .*File too large") as caught:
+        checkpoints.save(2, large if name.startswith("state") else {}, large if name.startswith("rank") else None)
+    assert "\n" not in str(caught.value)
+    assert steps(checkpoints) == ["step-00000001"]
+    assert checkpoints.load().step == 1
+
+
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "state.safetensors", "manifest.json"])
+def test_what_a_disk_reports_only_when_it_is_flushed_names_the_file_too(tmp_path, monkeypatch, name):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state(1))
 
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match="No space left on device") as caught:
+        with pytest.raises(CheckpointError, match=rf"cannot save to .*/step-00000002/{name}: No space left on device;"):
             checkpoints.save(2, state(2))
-    assert "\n" not in str(caught.value)
     assert steps(checkpoints) == ["step-00000001"]
     assert checkpoints.load().step == 1
 

@@ -96,6 +96,16 @@ def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
         load_config(Config(), yaml=tmp_path)
 
 
+@pytest.mark.parametrize("text", ["steps: 3\n", "steps: 3\n" * 500, "steps" * 500], ids=["short", "long", "one line"])
+def test_yaml_in_place_of_its_path_is_one_short_line(text):
+    with pytest.raises(
+        ConfigError, match=r"^config file 'steps.*'\.\.\.: got .*, expected the path of a YAML"
+    ) as caught:
+        load_config(Config(), yaml=text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
 @dataclass(frozen=True)
 class Frozen:
     width: int = 3

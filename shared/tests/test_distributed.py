@@ -110,5 +110,11 @@ def test_in_one_process_every_collective_is_the_identity():
         raise KeyError
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shards_that_cannot_be_written_are_an_ordinary_error(tmp_path, full_disk):
+    with full_disk(10_000), pytest.raises(OSError, match="File too large"):
+        distributed.save_sharded({"w": torch.zeros(10_000)}, tmp_path / "shards")
+
+
 if __name__ == "__main__":
     worker()

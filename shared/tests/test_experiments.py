@@ -4,12 +4,14 @@ import random
 import statistics
 
 import pytest
+from effml_shared.citations import Paper
 from effml_shared.errors import ConfigError
 from effml_shared.experiments import Claim, discover, find, interval, judge, one_line
 from effml_shared.runs import Run
 from effml_shared.testing.experiments import ExperimentKit
 
 CLAIM = Claim("saved", "text", "40%", "%", at_least=40.0)
+PAPER = Paper("On & On", "2401.00001", ["Ann Author"])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,19 @@ def test_discovery_reads_entry_points():
 class TestToy(ExperimentKit):
     @pytest.fixture(autouse=True)
     def _experiment(self, toy):
-        self.experiment = toy
+        self.experiment = dataclasses.replace(toy, paper="Author, arXiv 2401.00001", papers=(PAPER,))
+
+
+@pytest.mark.parametrize(
+    "papers",
+    [(), (dataclasses.replace(PAPER, authors=()),), (dataclasses.replace(PAPER, arxiv="2401.00002"),), (PAPER, PAPER)],
+    ids=["none", "nobody's", "another", "twice"],
+)
+def test_the_kit_asks_for_papers_that_can_be_cited(toy, papers):
+    kit = ExperimentKit()
+    kit.experiment = dataclasses.replace(toy, paper="Author, arXiv 2401.00001", papers=papers)
+    with pytest.raises(AssertionError):
+        kit.test_what_it_tests_again_can_be_cited()
 
 
 def test_a_failure_stands_in_the_summary_until_it_is_mended(toy, tmp_path):

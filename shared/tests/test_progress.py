@@ -41,6 +41,27 @@ def test_it_says_what_the_trial_belongs_to():
     assert show(terminal=False, within="1/3 toy: ").startswith("1/3 toy: training  step 1  ")
 
 
+def test_the_time_left_knows_that_preparations_come_once(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("effml_shared.progress.time.monotonic", lambda: now)
+    output = io.StringIO()
+    bar = ProgressBar(Console(file=output, width=120), interval=0.0)
+    bar.expect(400)
+    now = 60.0  # reading data, importing
+
+    class Slow(Count):
+        def __call__(self, batch, plan):
+            nonlocal now
+            now += 2.0
+            return super().__call__(batch, plan)
+
+    for _ in range(2):
+        Loop(Slow(), Count(), cosine(50, 200), budget=Budget(samples=200), hooks=[bar]).run()
+        now += 8.0  # an evaluation after each trial, in which nothing is trained
+    left = [line.split()[-2] for line in output.getvalue().splitlines()]
+    assert left == ["0:14", "0:12", "0:10", "0:08", "0:10", "0:06", "0:03", "0:00"]
+
+
 def test_lines_are_rationed():
     assert show(terminal=False, interval=1000.0) == ""
 

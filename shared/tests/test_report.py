@@ -1,5 +1,7 @@
 import re
 
+import pytest
+from effml_shared.errors import CheckpointError
 from effml_shared.report import claims_table, number, write_report
 from effml_shared.runs import Run
 
@@ -32,6 +34,17 @@ def test_it_can_be_drawn_before_anything_happened_and_half_way(toy, tmp_path):
     page = write_report(run, toy).read_text()
     assert "figures below are partial" in page
     assert page.count("<img") == 2
+
+
+@pytest.mark.parametrize(("size", "name"), [(9_000, r"plots/claims\.png"), (110_000, r"report\.html")])
+def test_a_full_disk_keeps_the_page_that_was_there(toy, tmp_path, full_disk, size, name):
+    run = make(toy, tmp_path / "r")
+    before = write_report(run, toy).read_bytes()
+    files = sorted(run.path.rglob("*"))
+    with full_disk(size), pytest.raises(CheckpointError, match=rf"^cannot write .*/{name}: File too large"):
+        write_report(run, toy)
+    assert (run.path / "report.html").read_bytes() == before
+    assert sorted(run.path.rglob("*")) == files
 
 
 def test_numbers_and_their_absence():

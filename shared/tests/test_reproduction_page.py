@@ -90,7 +90,7 @@ def test_it_shows_the_claim_both_numbers_and_the_verdict_in_words():
         "It is &lt;b&gt;faster&lt;/b&gt;",
         "Paper: 40% &amp; more",
         "<b>46.2</b>% fewer steps",
-        "[41, 51.5], 3 seeds",
+        "[41.0, 51.5], 3 seeds",
         "3 seeds, no interval",
         "does not hold",
         "inconclusive",

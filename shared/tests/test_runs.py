@@ -1,8 +1,12 @@
 import json
+import os
+import signal
 
 import pytest
 from effml_shared.errors import CheckpointError
+from effml_shared.loop import Budget, Loop
 from effml_shared.runs import Run, describe_machine
+from effml_shared.schedules import Plan
 
 
 def new(path):
@@ -54,6 +58,87 @@ def test_a_place_in_use_is_never_overwritten(tmp_path):
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
     (tmp_path / "empty").mkdir()
     new(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("call", range(1, 13))
+def test_a_making_that_was_killed_is_made_again(tmp_path, call):
+    """Kill `create` at its n-th change of the disk: the place is then as good as new, or holds a whole run."""
+    path = tmp_path / "r"
+    child = os.fork()
+    if child == 0:
+        left = call
+
+        def count(event, arguments):
+            nonlocal left
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if event in ("os.rename", "os.mkdir", "os.remove") or writes:
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        import sys
+
+        sys.addaudithook(count)
+        new(path)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not (path / "manifest.json").exists():
+        assert os.WIFSIGNALED(status)
+        if (path / "config.yaml").exists():
+            with pytest.raises(CheckpointError, match="cut short before anything ran: run it again"):
+                Run(path)
+        new(path)
+    run = Run(path)
+    assert run.summary == {"status": "running", "trials": {}}
+    assert run.config_yaml.read_text() == "a: 1\n"
+    with pytest.raises(CheckpointError, match="effml resume"):
+        new(path)
+
+
+class Steps:
+    """A step and its data, none of which does anything."""
+
+    def next(self, batch_size):
+        return batch_size
+
+    def __call__(self, batch, plan):
+        return {"loss": 0.5, "note": 1 / 3}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def train(trial, samples):
+    loop = Loop(Steps(), Steps(), lambda clock: Plan(1), budget=Budget(samples=samples), hooks=trial.hooks)
+    return {"samples": loop.run().samples}
+
+
+def test_a_full_disk_leaves_whole_lines_and_names_the_file(tmp_path, full_disk):
+    run = new(tmp_path / "r")
+    with full_disk(5_000), pytest.raises(CheckpointError, match=r"^cannot write .*metrics\.jsonl: File too") as caught:
+        run.trial("a", lambda trial: train(trial, 1_000))
+    assert "\n" not in str(caught.value)
+    written = (run.path / "metrics.jsonl").read_bytes()
+    assert 4_000 < len(written) <= 5_000
+    assert written.endswith(b"\n")
+    assert [row["step"] for row in run.metrics()] == list(range(1, written.count(b"\n") + 1))
+    Run(run.path).trial("a", lambda trial: train(trial, 100))
+    assert [row["step"] for row in run.metrics()] == list(range(1, 101))
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, full_disk):
+    run = new(tmp_path / "r")
+    before = {path.name for path in run.path.iterdir()}
+    with (
+        full_disk(5_000),
+        pytest.raises(CheckpointError, match=r"^cannot write .*/summary\.json: File too large; free"),
+    ):
+        run.update(note="x" * 10_000)
+    assert Run(run.path).summary == {"status": "running", "trials": {}}
+    assert {path.name for path in run.path.iterdir()} == before
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "file", "json", "keys", "list"])

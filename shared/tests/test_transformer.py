@@ -400,6 +400,19 @@ def test_ddp_and_fsdp2_start_and_learn_as_the_whole(tmp_path: Path) -> None:
         ({"input_ids": random_ids(), "inputs_embeds": torch.zeros(2, 12, 32)}, "got both or neither"),
         ({"input_ids": torch.tensor([[0, 50]])}, "input_ids: got 0 to 50, expected 0 to 49"),
         ({"input_ids": torch.tensor([[0, -1]])}, "input_ids: got -1 to 0, expected 0 to 49"),
+        (
+            {"input_ids": torch.arange(4)},
+            r"input_ids: got torch.int64 of shape \(4,\), expected int64 or int32 \(batch, seq",
+        ),
+        ({"input_ids": torch.zeros(1, 2, 3).long()}, r"input_ids: got torch.int64 of shape \(1, 2, 3\)"),
+        ({"input_ids": torch.tensor(3)}, r"input_ids: got torch.int64 of shape \(\)"),
+        ({"input_ids": torch.zeros(2, 3)}, "input_ids: got torch.float32"),
+        ({"input_ids": torch.zeros(2, 3, dtype=torch.bool)}, "input_ids: got torch.bool"),
+        ({"inputs_embeds": torch.zeros(2, 32)}, r"inputs_embeds: got .*\(2, 32\), expected floating .*d_model=32"),
+        ({"inputs_embeds": torch.zeros(2, 3, 31)}, r"inputs_embeds: got .*\(2, 3, 31\)"),
+        ({"inputs_embeds": torch.zeros(2, 3, 32).long()}, "inputs_embeds: got torch.int64"),
+        ({"input_ids": random_ids(), "labels": torch.zeros(2, 12)}, "labels: got torch.float32, expected int64"),
+        ({"input_ids": random_ids(), "cache": KVCache(2, 11)}, "cache: got 12 tokens, expected at most max_len=11"),
         ({"input_ids": random_ids(), "attention_mask": torch.ones(2, 11)}, r"attention_mask: got shape \(2, 11\)"),
         (
             {"input_ids": random_ids(), "condition": torch.zeros(12, 32)},
@@ -416,5 +429,13 @@ def test_ddp_and_fsdp2_start_and_learn_as_the_whole(tmp_path: Path) -> None:
     ],
 )
 def test_forward_refuses(inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with torch.no_grad(), pytest.raises(ConfigError, match=message):
         model64(TINY)(**inputs)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_an_empty_batch_is_no_error(shape: tuple[int, int]) -> None:
+    model, ids = model64(TINY), torch.zeros(shape, dtype=torch.int64)
+    assert model(ids).logits.shape == (*shape, TINY.rows)
+    output = model(ids, labels=ids)
+    assert (output.loss_sum.item(), output.token_count.item()) == (0.0, 0)

@@ -77,7 +77,7 @@ def test_a_kill_leaves_nothing_that_would_be_found(tmp_path: Path, monkeypatch: 
 
     make = Maker()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "flush", killed)
+        patch.setattr("effml_shared.files.flush", killed)
         with pytest.raises(KeyboardInterrupt):
             Archive(tmp_path).get("thing", {}, make)
     assert not list(tmp_path.glob("*.safetensors"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from effml_eval.sae.archetypal import ArchetypalDictionary
 from effml_shared.errors import ConfigError
-from scipy.optimize import nnls
+from scipy.optimize import linprog
 
 
 def points(count=6, dim=4):
@@ -39,10 +39,10 @@ def test_without_relaxation_atoms_stay_in_the_hull():
         dictionary.weights.copy_(torch.randn(5, 6, generator=torch.Generator().manual_seed(2)))
         dictionary.relaxation.fill_(0.1)
         dictionary.project_()
-    for atom in dictionary().detach():  # convex weights as a non-negative solution with a heavy row of ones
-        system = torch.cat([points().T, 1e3 * torch.ones(1, 6, dtype=torch.float64)])
-        _, residual = nnls(system.numpy(), torch.cat([atom, torch.tensor([1e3], dtype=torch.float64)]).numpy())
-        assert residual < 1e-5
+    one = torch.ones(1, dtype=torch.float64)
+    for atom in dictionary().detach():  # convex weights as a feasible point: non-negative, of sum 1
+        system = torch.cat([points().T, one.expand(1, 6)])
+        assert linprog(torch.zeros(6).numpy(), A_eq=system.numpy(), b_eq=torch.cat([atom, one]).numpy()).success
 
 
 def test_a_row_without_positive_entries_becomes_one_hot():

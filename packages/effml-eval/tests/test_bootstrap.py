@@ -35,7 +35,7 @@ def test_ratio_of_sums_is_scipys(method):
         method="BCa" if method == "bca" else method,
         n_resamples=20_000,
         batch=2000,
-        rng=np.random.default_rng(1),
+        random_state=np.random.default_rng(1),  # `rng` only from SciPy 1.15 on
     )
     assert ours.value == above.sum() / below.sum()
     assert ours.stderr == pytest.approx(reference.standard_error, rel=0.03)

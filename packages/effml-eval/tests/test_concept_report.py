@@ -101,10 +101,13 @@ def test_errors(tmp_path: Path) -> None:
         report.bridges_of(6)
     with pytest.raises(ConfigError, match=r"^stability: got shape \(2,\), expected \(6,\)"):
         dataclasses.replace(report, stability=torch.ones(2))
-    with pytest.raises(CheckpointError, match=r"cannot write the report"):
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/nowhere/concepts\.safetensors: "):
         report.save(tmp_path / "nowhere" / "concepts.safetensors")
+    report.save(tmp_path / "x")
     with pytest.raises(CheckpointError, match=r"about\.path: got a PosixPath"):
         dataclasses.replace(report, about={"path": tmp_path}).save(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert ConceptReport.load(tmp_path / "x").n_concepts == report.n_concepts
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

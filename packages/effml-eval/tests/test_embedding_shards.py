@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from effml_eval.activations.embedding_shards import EmbeddingShards, ShardWriter, save_embeddings
-from effml_shared.errors import ConfigError, DataError
+from effml_shared.errors import CheckpointError, ConfigError, DataError
 from torch import Tensor
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -118,6 +118,22 @@ def test_what_was_interrupted_is_not_read(tmp_path: Path) -> None:
     write(tmp_path)  # once more, into the same folder
     with pytest.raises(ConfigError, match=r"directory: got .*, which holds embeddings, expected a new one"):
         ShardWriter(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["text-00001.safetensors", "manifest.json"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    rename = Path.replace
+
+    def refused(partial: Path, path: Path) -> Path:
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        return rename(partial, path)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(CheckpointError, match=rf"^cannot write .*/{name}: No space left on device; free space"):
+        write(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    assert not (tmp_path / name).exists()
 
 
 def test_names_damaged_folders(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from effml_eval.concepts.top_inputs import TopInputs
 from effml_eval.explorer.atom_map import atom_map, nearest_atoms
 from effml_eval.explorer.explorer_page import concept_explorer, page_data
 from effml_eval.explorer.thumbnails import thumbnail
-from effml_shared.errors import ConfigError
+from effml_shared.errors import CheckpointError, ConfigError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -174,8 +174,10 @@ def test_errors(tmp_path: Path) -> None:
         page_data(report, images=5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^max_thumbnails: got -1"):
         page_data(report, max_thumbnails=-1)
-    with pytest.raises(ConfigError, match=r"^path: got .*, expected a file that can be written"):
-        concept_explorer(report, tmp_path)
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/directory: Is a directory"):
+        concept_explorer(report, tmp_path / "directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
     none = torch.zeros(0)
     top = TopInputs(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1))
     with pytest.raises(ConfigError, match=r"^report: number of concepts: got 0"):

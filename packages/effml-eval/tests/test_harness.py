@@ -70,6 +70,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def theirs(model: Any, tokenizer: Any) -> Any:
+    pytest.importorskip("accelerate")
     from lm_eval.models.huggingface import HFLM
 
     # Its cache of logits confuses requests of the same tokens that are divided at different places.

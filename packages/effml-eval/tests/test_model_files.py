@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from effml_eval.sae import model_files
 from effml_eval.sae.model_files import read_json, read_model, read_safetensors, write_model
 from effml_shared.errors import CheckpointError
 
@@ -47,7 +46,7 @@ def test_a_model_takes_the_place_of_another_and_leaves_other_files(tmp_path):
 @pytest.mark.parametrize("renames", range(3))
 def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch, renames):
     write_model(tmp_path, {"seed": 0}, tensors(0))
-    done, real = [], model_files._put
+    done, real = [], Path.replace
 
     def killed(partial: Path, path: Path) -> None:
         if len(done) == renames:
@@ -55,7 +54,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch, renam
         done.append(path)
         real(partial, path)
 
-    monkeypatch.setattr(model_files, "_put", killed)
+    monkeypatch.setattr(Path, "replace", killed)
     if renames < 2:
         with pytest.raises(KeyboardInterrupt):
             write_model(tmp_path, {"seed": 1}, tensors(1))
@@ -102,6 +101,10 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot save the model"):
         write_model(tmp_path / "file", {}, tensors())
+    (tmp_path / "taken" / "config.json").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/taken/config\.json: Is a directory"):
+        write_model(tmp_path / "taken", {}, tensors())
+    assert not list((tmp_path / "taken").glob(".*"))
     write_model(tmp_path / "cut", {}, tensors())
     weights = next((tmp_path / "cut").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -226,6 +226,7 @@ def test_micro_batches_keep_one_shape_where_the_unit_fits() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker:UserWarning")  # where there is one CPU
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_from_any_step(workers: int) -> None:
     dataset = TensorDataset(torch.arange(70))

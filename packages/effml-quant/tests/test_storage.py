@@ -136,17 +136,17 @@ def test_a_failed_write_leaves_the_older_file(file, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("effml_quant.storage.save_file", full)
-    with pytest.raises(CheckpointError, match=r"cannot be written \(OSError: No space left on device\)"):
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/model\.safetensors: No space left on device"):
         save_quantized(file, {"w": normal(3)})
     assert file.read_bytes() == before
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
 def test_a_write_to_nowhere(tmp_path):
-    with pytest.raises(CheckpointError, match=r"missing/a: got a file that cannot be written \("):
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/missing/a: "):
         save_quantized(tmp_path / "missing" / "a", {"w": normal(3)})
     (tmp_path / "directory").mkdir()
-    with pytest.raises(CheckpointError, match=r"directory: got a file that cannot be written \("):
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/directory: Is a directory"):
         save_quantized(tmp_path / "directory", {"w": normal(3)})
     assert os.listdir(tmp_path) == ["directory"]
 

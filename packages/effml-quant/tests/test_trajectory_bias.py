@@ -54,3 +54,12 @@ def test_a_missing_gradient_is_named(tmp_path):
     TrajectoryMeter(proxy.student, optimizer, tmp_path)
     with pytest.raises(CheckpointError, match=r"gradient-00000000.safetensors: got no gradient there"):
         go(proxy, step, 1)
+
+
+def test_a_gradient_that_cannot_be_written_is_named(tmp_path):
+    proxy, optimizer, step = start(None)
+    (tmp_path / "file").write_text("")
+    GradientRecorder(proxy.student, optimizer, tmp_path / "file")
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/file/gradient-00000000\.safetensors: "):
+        go(proxy, step, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -80,7 +80,8 @@ REFUSED = {
     "import sqlite3; sqlite3.connect('x')": "sqlite3.connect",
 }
 if sys.version_info >= (3, 12):  # 3.11 has no audit event for threads
-    REFUSED["threading.Thread(target=print).start()"] = "_thread.start_new_thread"
+    started = "_thread.start_joinable_thread" if sys.version_info >= (3, 13) else "_thread.start_new_thread"
+    REFUSED["threading.Thread(target=print).start()"] = started
 HONEST = [
     "open('a', 'w').write('x'); print(open(work + '/a').read())",
     "import pathlib; pathlib.Path('b').write_text('x'); print(os.listdir())",

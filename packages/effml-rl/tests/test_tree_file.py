@@ -41,5 +41,9 @@ def test_other_kinds_and_damage_are_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"got a place that cannot be written"):
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/file/thing: File exists"):
         save_tree(tmp_path / "file" / "thing", "thing 1", {})
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/directory: Is a directory"):
+        save_tree(tmp_path / "directory", "thing 1", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "file"]

@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,13 @@ from safetensors import SafetensorError
 
 from effml_shared import distributed
 from effml_shared.errors import CheckpointError
+from effml_shared.files import flush
 from effml_shared.tree import flatten, read_tensors, read_tree, unflatten, write_tensors, write_tree
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["FORMAT", "Checkpoint", "Checkpoints", "flush"]
+__all__ = ["FORMAT", "Checkpoint", "Checkpoints"]
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -73,19 +75,23 @@ class Checkpoints:
         """
         final = self.directory / f"step-{step:08d}"
         partial = self.directory / f".partial-step-{step:08d}"
-        with distributed.agreed("saving a checkpoint"), _reported(self.directory):
+        with distributed.agreed("saving a checkpoint"), _writing(final, partial):
             if distributed.is_main():
                 self._sweep()
                 partial.mkdir(parents=True)
         tensors, skeleton = flatten(state)
         sharded = {name: tensor for name, tensor in tensors.items() if distributed.is_sharded(tensor)}
-        with distributed.agreed("saving a checkpoint"), _reported(partial):
-            distributed.save_sharded(sharded, partial / "shards")
+        with distributed.agreed("saving a checkpoint"):
+            with _writing(final / "shards", partial):
+                distributed.save_sharded(sharded, partial / "shards")
             if distributed.is_main():
                 plain = {name: tensor for name, tensor in tensors.items() if name not in sharded}
-                write_tensors(partial / "state.safetensors", plain, skeleton)
-            write_tree(partial / f"rank-{distributed.rank():05d}.safetensors", rank_state)
-        with distributed.agreed("saving a checkpoint"), _reported(partial):
+                with _writing(final / "state.safetensors", partial):
+                    write_tensors(partial / "state.safetensors", plain, skeleton)
+            mine = f"rank-{distributed.rank():05d}.safetensors"
+            with _writing(final / mine, partial):
+                write_tree(partial / mine, rank_state)
+        with distributed.agreed("saving a checkpoint"), _writing(final, partial):
             if distributed.is_main():
                 self._commit(step, partial, final, distributed.describe_sharded(sharded))
         return final
@@ -120,9 +126,12 @@ class Checkpoints:
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         listing = {str(path.relative_to(partial)): [path.stat().st_size, _sha256(path)] for path in files}
         manifest = {"format": FORMAT, "step": step, "world_size": distributed.world_size(), "torch": torch.__version__}
-        (partial / "manifest.json").write_text(json.dumps({**manifest, "files": listing, "sharded": sharded}, indent=1))
+        text = json.dumps({**manifest, "files": listing, "sharded": sharded}, indent=1)
+        with _writing(final / "manifest.json", partial):
+            (partial / "manifest.json").write_text(text)
         for path in [*files, partial / "manifest.json", partial]:
-            flush(path)
+            with _writing(final / path.relative_to(partial), partial):
+                flush(path)
         if final.exists():  # a run that went back past a damaged checkpoint reaches its step again
             final.rename(self.directory / f".stale-{final.name}")
         partial.rename(final)
@@ -180,27 +189,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or a directory's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _writing(path: Path, partial: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line that names the file and the way out; drop what is there."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _reported:
-    """Turn an operating-system error while saving into one line that names the place and the way out."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | SafetensorError):
-            shutil.rmtree(self.place, ignore_errors=True) if self.place.name.startswith(".partial") else None
-            reason = getattr(error, "strerror", None) or str(error)
-            raise CheckpointError(
-                f"cannot save to {self.place}: {reason}; free space or choose another --out"
-            ) from None
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"cannot save to {path}: {reason}; free space or choose another --out") from None

@@ -26,7 +26,7 @@ def load_config(base: T, *, yaml: str | Path | None = None, overrides: Sequence[
 
     Args:
         base: an instance of the schema, typically a preset; it is not changed.
-        yaml: file of (nested) fields.
+        yaml: path of a file of (nested) fields.
         overrides: words such as `"model.width=256"`.
 
     Raises:
@@ -39,7 +39,7 @@ def load_config(base: T, *, yaml: str | Path | None = None, overrides: Sequence[
     for name, kind in field_names(type(base)).items():
         if dataclasses.is_dataclass(kind):  # frozen ones are read-only to OmegaConf, yet only laid over here
             OmegaConf.set_readonly(OmegaConf.select(merged, name), False)
-    layers = [] if yaml is None else [(f"{yaml}: ", _read_yaml(Path(yaml)))]
+    layers = [] if yaml is None else [(f"{yaml}: ", _read_yaml(yaml))]
     for word in overrides:
         key, equals, _ = word.partition("=")
         if not equals or not key:
@@ -89,12 +89,19 @@ def field_names(schema: Any, prefix: str = "") -> dict[str, Any]:
     return names
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(yaml: str | Path) -> Any:
     from omegaconf import OmegaConf
 
-    if not path.is_file():
-        kind = "a directory" if path.is_dir() else "no such file"
-        raise ConfigError(f"config file {path}: got {kind}, expected a YAML file of fields")
+    path = Path(yaml)
+    try:
+        kind = None if path.is_file() else "a directory" if path.is_dir() else "no such file"
+    except OSError as error:  # a name too long for one, or in a directory that is closed to us
+        kind = error.strerror
+    if kind is not None:
+        name = str(path)
+        if "\n" in name or len(name) > 200:  # most likely YAML itself
+            name = f"{name[:40]!r}..."
+        raise ConfigError(f"config file {name}: got {kind}, expected the path of a YAML file of fields")
     try:
         layer = OmegaConf.load(path)
     except UnicodeDecodeError as error:

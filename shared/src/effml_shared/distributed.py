@@ -186,12 +186,21 @@ def describe_sharded(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_sharded(tensors: dict[str, Any], directory: Path) -> None:
-    """Write DTensors through torch.distributed.checkpoint, each rank its own shards, as safetensors."""
+    """Write DTensors through torch.distributed.checkpoint, each rank its own shards, as safetensors.
+
+    Raises:
+        OSError: some rank's shards cannot be written.
+    """
     if tensors:
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+        try:
+            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+        except CheckpointException as error:  # no Exception: nobody above would catch it
+            failures = [failure for failure, _ in error.failures.values()]
+            raise OSError(str(failures[0]).splitlines()[0]) from None
 
 
 def load_sharded(described: dict[str, Any], directory: Path, mesh: DeviceMesh | None) -> dict[str, torch.Tensor]:

@@ -31,7 +31,8 @@ class ProgressBar(Hook):
         )
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._expected = self._done = self._worked = 0  # samples: of the whole run, behind us, seen in this session
-        self._begun = self._printed = time.monotonic()
+        self._begun = 0.0  # with the first trial: what prepares it comes only once
+        self._printed = time.monotonic()
 
     def expect(self, samples: int) -> None:
         """Say how many samples are still to come, over all trials."""
@@ -40,6 +41,7 @@ class ProgressBar(Hook):
     def on_start(self, loop: Loop) -> None:
         trial = next((hook.trial for hook in loop.hooks if hasattr(hook, "trial")), "training")
         self._trial = f"{self.within}{trial}"
+        self._begun = self._begun or time.monotonic()
         self._first = self._last = loop.clock
         self._done += loop.clock.samples
         if self._bars is not None:

@@ -12,16 +12,19 @@ import io
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effml_shared.errors import CheckpointError
 from effml_shared.experiments import Experiment
+from effml_shared.files import write_whole
 from effml_shared.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["claims_table", "write_report"]
+__all__ = ["claims_table", "mean_with_interval", "number", "write_report"]
 
 _COLORS = {"holds": "#14713d", "does not hold": "#b3261e", "inconclusive": "#8a5a00"}
 _STYLE = """
@@ -39,19 +42,26 @@ pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .82rem; l
 
 
 def write_report(run: Run, experiment: Experiment) -> Path:
-    """Draw the plots into `plots/` and write `report.html`; returns its path."""
+    """Draw the plots into `plots/` and write `report.html`; returns its path.
+
+    Raises:
+        CheckpointError: a file cannot be written; it then is what it was before.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     rows, summary = run.metrics(), run.summary
     figures = {**_claims_figure(summary), **experiment.figures(rows, summary), **_loss_figures(rows)}
-    (run.path / "plots").mkdir(exist_ok=True)
+    try:
+        (run.path / "plots").mkdir(exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {run.path / 'plots'}: {error.strerror}") from None
     pictures = []
     for caption, figure in figures.items():
         FigureCanvasAgg(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight")
         name = "".join(c if c.isalnum() else "-" for c in caption.split(":")[0].lower())
-        (run.path / "plots" / f"{name}.png").write_bytes(buffer.getvalue())
+        write_whole(run.path / "plots" / f"{name}.png", buffer.getvalue())
         source = base64.b64encode(buffer.getvalue()).decode()
         text = html.escape(caption)
         pictures.append(
@@ -75,28 +85,48 @@ def write_report(run: Run, experiment: Experiment) -> Path:
         *(["<h2>Results</h2>", _table(summary["table"])] if summary.get("table") else []),
         "<h2>Plots</h2>" if pictures else "<p>No step has finished yet.</p>",
         *pictures,
-        f"<h2>Configuration</h2><pre>{html.escape(run.config_yaml.read_text())}</pre>",
+        f"<h2>Configuration</h2><pre>{html.escape(run.config_yaml.read_text(encoding='utf-8'))}</pre>",
         "<h2>Versions and machine</h2>",
         _table([{"what": key, "value": str(value)} for key, value in machine.items()]),
     ]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(experiment.name)}</title>"
     path = run.path / "report.html"
-    path.write_text(f"{page}<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n")
+    write_whole(path, f"{page}<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n")
     return path
 
 
 def claims_table(claims: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Return stored verdicts as rows of text, for the terminal and the page."""
-    return [
-        {
-            "claim": verdict["claim"]["text"],
-            "measured": f"{number(verdict['mean'], 3)}{verdict['claim']['unit']}",
-            "95% interval": f"[{number(verdict['low'], 3)}, {number(verdict['high'], 3)}] n={verdict['seeds']}",
-            "paper": verdict["claim"]["paper"],
-            "verdict": verdict["verdict"],
-        }
-        for verdict in claims
-    ]
+    rows = []
+    for verdict in claims:
+        mean, interval = mean_with_interval(verdict)
+        rows.append(
+            {
+                "claim": verdict["claim"]["text"],
+                "measured": f"{mean}{verdict['claim']['unit']}",
+                "95% interval": f"{interval} n={verdict['seeds']}",
+                "paper": verdict["claim"]["paper"],
+                "verdict": verdict["verdict"],
+            }
+        )
+    return rows
+
+
+def mean_with_interval(verdict: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a verdict's mean and interval as text, to as many decimals as two digits of its half width need.
+
+    >>> mean_with_interval({"mean": 26.72, "low": 14.06, "high": 39.39})
+    ('27', '[14, 39]')
+    >>> mean_with_interval({"mean": 3.456, "low": None, "high": None})
+    ('3.46', '–')
+    """
+    mean, low, high = (verdict[key] for key in ("mean", "low", "high"))
+    if mean is None:
+        return "–", "–"
+    half = (high - low) / 2 if None not in (low, high) else 0.0
+    decimals = max(0, 1 - math.floor(math.log10(half or abs(mean) / 10 or 1.0)))
+    text = [f"{round(value, decimals) + 0.0:.{decimals}f}" for value in (mean, low, high) if value is not None]
+    return text[0], f"[{text[1]}, {text[2]}]" if len(text) == 3 else "–"
 
 
 def _claims_section(claims: list[dict[str, Any]]) -> list[str]:

@@ -24,6 +24,7 @@ from effml_shared.citations import bibtex
 from effml_shared.config import to_yaml
 from effml_shared.errors import CheckpointError, ConfigError, EffmlError, Interrupted
 from effml_shared.experiments import Experiment, discover, find, one_line
+from effml_shared.files import write_whole
 from effml_shared.loop import Hook
 from effml_shared.report import write_report
 from effml_shared.reproduction_page import VERDICTS, reproduction_page
@@ -107,7 +108,7 @@ class Reproduction:
         except Exception as error:  # whatever it is, the other experiments can still run
             self._errors[name] = one_line(error)
             if not isinstance(error, EffmlError) and path.is_dir() and distributed.is_main():
-                (path / "traceback.txt").write_text(traceback.format_exc())
+                write_whole(path / "traceback.txt", traceback.format_exc())
         finally:
             self._current = None
 
@@ -172,17 +173,12 @@ class Reproduction:
         if distributed.is_main():
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
-                for name, text in (
-                    ("index.json", json.dumps(index, indent=1)),
-                    ("index.html", reproduction_page(index)),
-                ):
-                    partial = self.out / f".{name}.partial"
-                    partial.write_text(text, encoding="utf-8")
-                    partial.replace(self.out / name)
             except OSError as error:
                 raise CheckpointError(
                     f"--out {self.out}: cannot write there ({error.strerror}); choose another --out"
                 ) from None
+            write_whole(self.out / "index.json", json.dumps(index, indent=1))
+            write_whole(self.out / "index.html", reproduction_page(index))
         return self.out / "index.html"
 
     def _present(self) -> list[str]:

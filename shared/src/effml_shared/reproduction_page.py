@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effml_shared.report import number
+from effml_shared.report import mean_with_interval, number
 
 __all__ = ["VERDICTS", "duration", "reproduction_page", "tally"]
 
@@ -181,9 +181,10 @@ def _paper(entry: dict[str, Any]) -> str:
 def _claim(claim: dict[str, Any]) -> str:
     kind = _class(claim["verdict"])
     seeds = f"{claim['seeds']} seed{'s' * (claim['seeds'] != 1)}"
-    inside = f"[{_number(claim['low'])}, {_number(claim['high'])}], " if _known(claim) else ""
+    mean, interval = (text.replace("-", "−") for text in mean_with_interval(claim))
+    inside = f"{interval}, " if _known(claim) else ""
     seeds += "" if inside else ", no interval"
-    ours = f"<b>{_number(claim['mean'])}</b>{html.escape(claim['unit'])}" if claim["mean"] is not None else "no number"
+    ours = f"<b>{mean}</b>{html.escape(claim['unit'])}" if claim["mean"] is not None else "no number"
     return (
         f'<div class="claim {kind}"><p class="verdict">{_mark(kind)}{html.escape(claim["verdict"])}</p>'
         f'<div class="text"><p>{html.escape(claim["text"])}</p>'

@@ -14,7 +14,6 @@ import datetime
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -28,9 +27,12 @@ import torch
 from effml_shared import distributed
 from effml_shared.checkpoint import Checkpoints
 from effml_shared.errors import CheckpointError
+from effml_shared.files import unwritten, write_whole
 from effml_shared.loop import Hook, Loop
 
 __all__ = ["Run", "Trial", "describe_machine"]
+
+_BEGUN = ".begun"  # stands in a run directory until all of its first files do
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Run:
                 raise ValueError(missing)
         except (OSError, ValueError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "manifest.json or summary.json is damaged"
+            if _cut_short(self.path):
+                reason = "cut short before anything ran: run it again"
             raise CheckpointError(
                 f"{path}: got no readable run ({reason}), expected a directory that `effml run` made"
             ) from None
@@ -70,7 +74,7 @@ class Run:
     def create(
         cls, path: str | Path, manifest: Mapping[str, Any], config_yaml: str, *, watch: list[Hook] | None = None
     ) -> Run:
-        """Make a run directory.
+        """Make a run directory, in place of one whose making was cut short.
 
         Raises:
             CheckpointError: the place is taken or cannot be written.
@@ -79,7 +83,7 @@ class Run:
         with distributed.agreed("making the run directory"):
             if distributed.is_main():
                 try:
-                    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                    if path.exists() and not _cut_short(path) and (not path.is_dir() or any(path.iterdir())):
                         hint = (
                             "`effml resume` continues it"
                             if (path / "manifest.json").exists()
@@ -89,9 +93,11 @@ class Run:
                             f"--out {path}: got a place that is in use, expected a new directory; {hint}"
                         )
                     path.mkdir(parents=True, exist_ok=True)
-                    _write(path / "config.yaml", config_yaml)
-                    _write(path / "summary.json", json.dumps({"status": "running", "trials": {}}))
-                    _write(path / "manifest.json", json.dumps({**manifest, **describe_machine()}, indent=1))
+                    (path / _BEGUN).touch()
+                    write_whole(path / "config.yaml", config_yaml)
+                    write_whole(path / "summary.json", json.dumps({"status": "running", "trials": {}}))
+                    write_whole(path / "manifest.json", json.dumps({**manifest, **describe_machine()}, indent=1))
+                    (path / _BEGUN).unlink()
                 except OSError as error:
                     raise CheckpointError(
                         f"--out {path}: cannot write there ({error.strerror}); choose another --out"
@@ -107,7 +113,7 @@ class Run:
         """Set fields of `summary.json`."""
         self.summary |= fields
         if distributed.is_main():
-            _write(self.path / "summary.json", json.dumps(_finite(self.summary), indent=1))
+            write_whole(self.path / "summary.json", json.dumps(_finite(self.summary), indent=1))
 
     def trial(self, name: str, train: Callable[[Trial], dict[str, Any]], *, mesh: Any = None) -> dict[str, Any]:
         """Return what `train` returned for this trial, running it only if it has not finished before.
@@ -144,6 +150,11 @@ class Run:
         return _rows(self.path / "metrics.jsonl")
 
 
+def _cut_short(path: Path) -> bool:
+    """Say whether `Run.create` began this directory and was killed before the last of its first files stood."""
+    return (path / _BEGUN).exists() and not (path / "manifest.json").exists()
+
+
 class _Recorder(Hook):
     """Append a line per step and evaluation; where there may be some, first drop the trial's after its checkpoint."""
 
@@ -154,9 +165,12 @@ class _Recorder(Hook):
         if self.stale and self.path.exists():
             rows = _rows(self.path)
             kept = [row for row in rows if row["trial"] != self.trial or row["step"] <= loop.clock.step]
-            _write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.stale = True  # should the trial start another loop
-        self.file = self.path.open("a", buffering=1)
+        try:
+            self.file = self.path.open("ab", buffering=0)  # nothing is left to be written when it is closed
+        except OSError as error:
+            raise unwritten(self.path, error) from None
 
     def on_step(self, loop: Loop, metrics: Mapping[str, float]) -> None:
         self._write(loop, metrics)
@@ -170,10 +184,14 @@ class _Recorder(Hook):
     def _write(self, loop: Loop, metrics: Mapping[str, float]) -> None:
         clock = loop.clock
         row = {"trial": self.trial, "step": clock.step, "samples": clock.samples, "seconds": round(clock.seconds, 6)}
+        line = json.dumps(_finite({**row, **metrics, "tokens": clock.tokens})).encode() + b"\n"
+        begin = self.file.tell()
         try:
-            self.file.write(json.dumps(_finite({**row, **metrics, "tokens": clock.tokens})) + "\n")
+            while line:
+                line = line[self.file.write(line) :]
         except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror}; free space, then resume") from None
+            self.file.truncate(begin)  # no half a line
+            raise unwritten(self.path, error) from None
 
 
 def describe_machine() -> dict[str, Any]:
@@ -225,16 +243,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one motion."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from None

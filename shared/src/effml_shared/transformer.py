@@ -93,7 +93,8 @@ class Transformer(nn.Module):
             logits_to_keep: at how many last positions to compute logits; 0: at all.
 
         Raises:
-            ConfigError: shapes disagree, ids are out of range (seen on a CPU only), or a cache meets right padding.
+            ConfigError: shapes or types disagree, ids are out of range (seen on a CPU only), or a cache is too short or
+                meets right padding.
         """
         x = self._embed(input_ids, inputs_embeds)
         mask = None if attention_mask is None else attention_mask.bool()
@@ -108,6 +109,8 @@ class Transformer(nn.Module):
             if given is not None and tuple(given.shape) not in shapes:
                 expected = " or ".join(map(str, shapes))
                 raise ConfigError(f"{name}: got shape {tuple(given.shape)}, expected {expected}")
+        if labels is not None and labels.dtype != torch.int64:
+            raise ConfigError(f"labels: got {labels.dtype}, expected int64")
         x = x if condition is None else x + condition
         context = self._context(x, mask, position_ids, doc_ids, cache)
         *states, x = self._states(x, context)
@@ -134,7 +137,14 @@ class Transformer(nn.Module):
         if input_ids is None or inputs_embeds is not None:
             if input_ids is not None or inputs_embeds is None:
                 raise ConfigError("input_ids: got both or neither of input_ids and inputs_embeds, expected one of them")
+            dim = self.config.d_model
+            if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != dim or not inputs_embeds.is_floating_point():
+                got = f"{inputs_embeds.dtype} of shape {tuple(inputs_embeds.shape)}"
+                raise ConfigError(f"inputs_embeds: got {got}, expected floating (batch, seq, d_model={dim})")
             return inputs_embeds
+        if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            got = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+            raise ConfigError(f"input_ids: got {got}, expected int64 or int32 (batch, seq)")
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             with suppress(RuntimeError):  # no values to read: the tensor is empty, or batched by vmap
                 low, high = (int(bound) for bound in input_ids.aminmax())

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from effml_shared.checkpoint import flush
 from effml_shared.errors import CheckpointError, ConfigError
+from effml_shared.files import replacing
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -177,16 +176,11 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, header)
-        flush(partial)
-        partial.replace(path)
-        flush(path.parent)
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: got a file that cannot be written ({_line(error)})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            save_file(tensors, partial, header)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: got tensors that cannot be written ({_line(error)})") from None
 
 
 def _line(error: BaseException) -> str:

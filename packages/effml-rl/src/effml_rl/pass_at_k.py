@@ -1,10 +1,10 @@
 """How often k samples contain, or agree on, a correct answer.
 
 From n samples of which c are correct, pass@k = 1 - C(n-c, k) / C(n, k) is the unbiased estimate of the probability that
-at least one of k fresh samples is correct (arXiv 2107.03374, section 2.1). It is computed as 1 - prod (1 - k/j) over
-j = n-c+1..n, which overflows for no n. maj@k takes a vote among the answers (arXiv 2203.11171).
+at least one of k fresh samples is correct (arXiv 2107.03374, section 2.1). maj@k takes a vote among the answers (arXiv
+2203.11171).
 
-Cost: O(n) for all problems with the same n; a vote takes at most k calls of the equality per class of answers.
+Cost: two binomial coefficients per distinct (n, c); a vote takes at most k calls of the equality per class of answers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from effml_shared.checks import check_count
 from effml_shared.errors import ConfigError
+from effml_shared.sample_statistics import hits_at_k
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["coverage", "majority_at_k", "pass_at_k"]
@@ -28,28 +30,21 @@ def pass_at_k(n: int | Tensor, correct: int | Sequence[int] | Tensor, k: int) ->
         correct: how many of them are correct.
         k: at most the smallest n.
 
+    Raises:
+        ConfigError: k > n, not 0 <= correct <= n, or something is no integer.
+
     >>> pass_at_k(10, [0, 3, 10], k=5).tolist()
     [0.0, 0.9166666666666666, 1.0]
     """
-    check_count("k", k, 1)
-    correct = torch.as_tensor(correct)
-    samples = torch.as_tensor(n, device=correct.device)
-    if correct.is_floating_point() or samples.is_floating_point() or samples.shape not in ((), correct.shape):
-        raise ConfigError(
-            f"n, correct: got {samples.dtype} {tuple(samples.shape)} and {correct.dtype} {tuple(correct.shape)}, "
-            "expected integers, n one number or one for each problem"
-        )
-    samples = samples.expand(correct.shape)
-    if bool(((correct < 0) | (correct > samples) | (samples < k)).any()):
-        raise ConfigError(f"n, correct, k: expected 0 <= correct <= n and k <= n of every problem, k is {k}")
-    estimate = torch.zeros(correct.shape, dtype=torch.float64, device=correct.device)
-    for size in samples.unique().tolist():
-        factors = 1 - k / torch.arange(size, 0, -1, dtype=torch.float64, device=correct.device)
-        # all k draws miss: one factor per correct sample; that of j = k is 0, and so is everything after it
-        missed = torch.cat([factors.new_ones(1), factors.cumprod(0).abs()])
-        here = samples == size
-        estimate[here] = 1 - missed[correct[here].long()]
-    return estimate
+    counts = torch.as_tensor(correct)
+    estimate = hits_at_k(_plain(torch.as_tensor(n)), _plain(counts), k)
+    return torch.from_numpy(estimate).to(counts.device)
+
+
+def _plain(counts: Tensor) -> NDArray[Any]:
+    """Return an array, of float64 if the counts are wrongly floats: some of these types are unknown to numpy."""
+    counts = counts.detach().cpu()
+    return (counts.double() if counts.is_floating_point() else counts).numpy()
 
 
 def coverage(correct: Sequence[int] | Tensor, more_than: int = 0) -> float:

@@ -5,14 +5,12 @@ A file is written beside its place, flushed and renamed, so that a kill at any i
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from effml_shared.checkpoint import flush
 from effml_shared.errors import CheckpointError
+from effml_shared.files import replacing
 from effml_shared.tree import read_tree, write_tree
-from safetensors import SafetensorError
 
 __all__ = ["load_tree", "save_tree"]
 
@@ -27,16 +25,9 @@ def save_tree(path: str | Path, kind: str, tree: Any) -> None:
         CheckpointError: the file cannot be written; an older one is untouched.
     """
     path = Path(path)
-    try:
+    with replacing(path) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-            part = Path(scratch) / "part"
-            write_tree(part, {"kind": kind, "content": tree})
-            flush(part)
-            part.replace(path)
-        flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: got a place that cannot be written ({error})") from None
+        write_tree(partial, {"kind": kind, "content": tree})
 
 
 def load_tree(path: str | Path, kind: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from effml_shared.citations import bibtex
 from effml_shared.config import to_yaml
 from effml_shared.errors import Interrupted
 from effml_shared.experiments import Experiment
@@ -44,6 +46,14 @@ class ExperimentKit:
         assert {"smoke", "cpu", "gpu"} <= set(self.experiment.presets) == set(self.experiment.minutes)
         for preset in self.experiment.presets:
             self.experiment.configure(preset)
+
+    def test_what_it_tests_again_can_be_cited(self) -> None:
+        papers = self.experiment.papers
+        assert any(paper.arxiv in self.experiment.paper for paper in papers)
+        assert len({paper.key for paper in papers}) == len(papers)
+        for paper in papers:
+            fields = dict(re.findall(r"^  (\w+) = {(.+)},$", bibtex(paper), re.MULTILINE))
+            assert {"title", "author", "year", "eprint", "url"} <= fields.keys()
 
     def test_smoke_judges_its_claims_and_an_interrupted_run_ends_the_same(self, tmp_path: Path) -> None:
         config = self.experiment.configure("smoke")

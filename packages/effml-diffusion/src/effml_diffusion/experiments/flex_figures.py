@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effml_shared.files import write_whole
+
 from effml_diffusion.puzzles.maze import Maze
 from effml_diffusion.trace import Trace
 from effml_diffusion.trace_figure import trace_figure
@@ -56,7 +58,7 @@ def plan_page(directory: Path, summary: dict[str, Any]) -> None:
         title = "A path through given waypoints, by insertion"
         caption = "FlexMDM inserts masks between the waypoints and reveals them, in any order."
         page = trace_page(_trace(summary), _maze(summary), title=title, caption=caption)
-        (directory / PAGE).write_text(page, encoding="utf-8")
+        write_whole(directory / PAGE, page)
 
 
 def _maze(summary: dict[str, Any]) -> Maze:

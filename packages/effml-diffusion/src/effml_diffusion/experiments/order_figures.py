@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from effml_shared.files import write_whole
 
 from effml_diffusion.puzzles.sudoku import Sudoku
 from effml_diffusion.puzzles.sudoku_tokens import SudokuTokens
@@ -64,7 +65,7 @@ def write_generations(directory: Path, generations: dict[str, Any]) -> None:
     head = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>One puzzle, two orders</title><style>{_STYLE}</style>"
     )
-    (directory / PAGE).write_text(f"{head}<body>{''.join(frames)}</body></html>\n", encoding="utf-8")
+    write_whole(directory / PAGE, f"{head}<body>{''.join(frames)}</body></html>\n")
 
 
 def _tokens(generations: dict[str, Any]) -> SudokuTokens:

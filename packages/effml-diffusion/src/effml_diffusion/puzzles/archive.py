@@ -12,14 +12,12 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from effml_shared.checkpoint import flush
 from effml_shared.errors import CheckpointError
+from effml_shared.files import replacing
 from effml_shared.tree import read_tensors, write_tensors
-from safetensors import SafetensorError
 from torch import Tensor
 
 __all__ = ["Archive"]
@@ -55,9 +53,11 @@ class Archive:
         if found is None:
             found = make()
             try:
-                _write(path, found, request)
-            except (OSError, SafetensorError) as error:
-                _log.warning("%s cannot be kept, so it will be made again next time: %s", path, error)
+                with replacing(path) as partial:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_tensors(partial, found, request)
+            except CheckpointError as error:
+                _log.warning("what was made cannot be kept, so it will be made again next time: %s", error)
         return found
 
 
@@ -73,13 +73,3 @@ def _read(path: Path, request: object) -> dict[str, Tensor] | None:
         _log.warning("made anew, since %s was kept for another request", path)
         return None
     return tensors
-
-
-def _write(path: Path, tensors: dict[str, Tensor], request: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
-        part = Path(scratch) / path.name
-        write_tensors(part, tensors, request)
-        flush(part)
-        part.replace(path)
-    flush(path.parent)

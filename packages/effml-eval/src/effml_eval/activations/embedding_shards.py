@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from effml_shared.checks import check_choice, check_count
 from effml_shared.errors import ConfigError, DataError
+from effml_shared.files import replacing, write_whole
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -66,6 +67,7 @@ class ShardWriter:
 
         Raises:
             ConfigError: a row is not finite or zero, shapes do not fit, or the modality cannot name a file.
+            CheckpointError: a shard cannot be written.
         """
         if not modality.isidentifier():
             raise ConfigError(f"modality: got {modality!r}, expected a name of letters, digits and underscores")
@@ -91,7 +93,8 @@ class ShardWriter:
             number = sum(shard["modality"] == modality for shard in self._shards)
             path = self.directory / f"{modality}-{number:05d}.safetensors"
             rows = slice(start, min(start + size, end))
-            save_file({"x": x[rows].contiguous(), "pair": pair[rows].contiguous()}, path)
+            with replacing(path) as partial:
+                save_file({"x": x[rows].contiguous(), "pair": pair[rows].contiguous()}, partial)
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             found = {"file": path.name, "modality": modality, "rows": rows.stop - start, "sha256": content}
@@ -104,6 +107,7 @@ class ShardWriter:
 
         Raises:
             ConfigError: nothing was added.
+            CheckpointError: a shard or the manifest cannot be written.
         """
         for modality in list(self._pending):
             self._write(modality, whole_shards=False)
@@ -111,9 +115,7 @@ class ShardWriter:
             raise ConfigError("embeddings: got none to write, expected at least one row")
         dtype = str(self.dtype).removeprefix("torch.")
         manifest = {"format": FORMAT, "dim": self.dim, "dtype": dtype, "shards": self._shards}
-        partial = self.directory / f".{_MANIFEST}"
-        partial.write_text(json.dumps(manifest, indent=1))
-        partial.replace(self.directory / _MANIFEST)
+        write_whole(self.directory / _MANIFEST, json.dumps(manifest, indent=1))
 
     def __enter__(self) -> ShardWriter:
         return self

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from effml_shared.checks import check_count
 from effml_shared.errors import CheckpointError, ConfigError
+from effml_shared.files import replacing
 from effml_shared.tree import read_tree, write_tree
-from safetensors import SafetensorError
 from torch import Tensor, linalg
 
 from effml_eval.concepts.bridge import BridgeAccumulator, BridgeEdges
@@ -134,10 +134,8 @@ class ConceptReport:
         """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         tree = {name: dict(value._asdict()) if hasattr(value, "_asdict") else value for name, value in fields.items()}
-        try:
-            write_tree(Path(path), {"concept_report": FORMAT, **tree})
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: cannot write the report ({error})") from None
+        with replacing(Path(path)) as partial:
+            write_tree(partial, {"concept_report": FORMAT, **tree})
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptReport:

@@ -125,7 +125,8 @@ def _assign_among_candidates(rows: Tensor, columns: Tensor, candidates: int) -> 
     i, j, weight = np.concatenate([i, everyone]), np.concatenate([j, greedy]), np.concatenate([weight, extra])
     _, once = np.unique(i * len(columns) + j, return_index=True)
     cost = 2.0 - weight[once].astype(np.float64)  # in [1, 3]: the solver takes a cost of 0 for a missing edge
-    graph = coo_array((cost, (i[once], j[once])), shape=(len(rows), len(columns))).tocsr()
+    places = i[once].astype(np.int32), j[once].astype(np.int32)  # the solver of SciPy 1.13 takes no others
+    graph = coo_array((cost, places), shape=(len(rows), len(columns))).tocsr()
     _, assigned = min_weight_full_bipartite_matching(graph)
     return torch.from_numpy(assigned.astype(np.int64)).to(rows.device), bound
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from effml_shared.checkpoint import flush
 from effml_shared.errors import CheckpointError
+from effml_shared.files import flush, put_in_place
 
 from effml_eval.scoring.scorer import Generation, RollingScore, Score
 
@@ -180,9 +180,7 @@ def _close(part: Path) -> bool:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(part, whole)
-        flush(part)
-    os.replace(part, part.with_suffix(""))
-    flush(part.parent)
+    put_in_place(part, part.with_suffix(""))
     return whole < len(content)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from effml_shared.errors import CheckpointError, ConfigError
+from effml_shared.files import write_whole
 
-from effml_eval.evaluation.atomic_file import write_atomic
 from effml_eval.evaluation.manifest import SCHEMA
 from effml_eval.grading import Grading, Intervals, Line, read_grading
 from effml_eval.grading.grading import by_question
@@ -82,8 +82,8 @@ class EvalResult:
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); choose another place") from None
         for task, lines in self.lines.items():
-            write_atomic(folder / "samples" / f"{task}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        write_atomic(folder / "results.json", json.dumps(self.record, indent=1) + "\n")
+            write_whole(folder / "samples" / f"{task}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(folder / "results.json", json.dumps(self.record, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> EvalResult:

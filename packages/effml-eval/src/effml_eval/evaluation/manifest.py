@@ -16,8 +16,7 @@ from typing import Any
 
 from effml_shared import distributed
 from effml_shared.errors import CheckpointError, ConfigError
-
-from effml_eval.evaluation.atomic_file import write_atomic
+from effml_shared.files import write_whole
 
 __all__ = ["SCHEMA", "changed_fields", "now", "open_directory"]
 
@@ -43,7 +42,7 @@ def open_directory(path: Path, identity: Mapping[str, Any], *, resume: bool) -> 
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CheckpointError(f"out_dir {path}: cannot be made ({error.strerror}); choose another") from None
-            write_atomic(file, json.dumps({"schema": SCHEMA, "started": now(), "identity": identity}, indent=1))
+            write_whole(file, json.dumps({"schema": SCHEMA, "started": now(), "identity": identity}, indent=1))
         elif not resume:
             raise ConfigError(f"out_dir: got {path}, which holds an evaluation, expected a new directory or resume")
     try:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from effml_shared.checks import check_count
 from effml_shared.errors import ConfigError
+from effml_shared.files import write_whole
 from torch import Tensor
 
 from effml_eval.concepts.code_entries import check_matrix
@@ -86,8 +87,8 @@ def concept_explorer(
             every concept's second, and so on.
 
     Raises:
-        ConfigError: the report has no concepts, the dictionary or a name does not fit it, an image cannot be read, or
-            the page cannot be written.
+        ConfigError: the report has no concepts, the dictionary or a name does not fit it, or an image cannot be read.
+        CheckpointError: the page cannot be written; an older one is untouched.
     """
     data = page_data(
         report,
@@ -107,10 +108,7 @@ def concept_explorer(
     before, *fields = (here / "page.html").read_text(encoding="utf-8").split("{{")
     page = before + "".join(parts[field.split("}}")[0]] + field.split("}}", 1)[1] for field in fields)
     path = Path(path)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"path: got {path}, expected a file that can be written ({error})") from None
+    write_whole(path, page)
     return path
 
 

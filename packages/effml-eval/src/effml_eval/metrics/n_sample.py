@@ -23,6 +23,7 @@ from functools import lru_cache
 import numpy as np
 from effml_shared.checks import check_count
 from effml_shared.errors import ConfigError
+from effml_shared.sample_statistics import hits_at_k
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["g_pass_at_k", "pass_all_at_k", "pass_at_k", "rm_at_k"]
@@ -42,7 +43,7 @@ def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> NDArray[np.float64]:
     >>> pass_at_k(16, [0, 3, 16], k=4).round(7).tolist()
     [0.0, 0.6071429, 1.0]
     """
-    return _at_least(n, correct, k, 1)
+    return hits_at_k(n, correct, k)
 
 
 def pass_all_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> NDArray[np.float64]:
@@ -51,7 +52,7 @@ def pass_all_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> NDArray[np.float6
     >>> pass_all_at_k(16, [3], k=2).tolist()
     [0.025]
     """
-    return _at_least(n, correct, k, k)
+    return hits_at_k(n, correct, k, at_least=k)
 
 
 def g_pass_at_k(n: ArrayLike, correct: ArrayLike, k: int, tau: float) -> NDArray[np.float64]:
@@ -66,7 +67,7 @@ def g_pass_at_k(n: ArrayLike, correct: ArrayLike, k: int, tau: float) -> NDArray
     if not 0 <= tau <= 1:
         raise ConfigError(f"tau: got {tau}, expected a share in [0, 1]")
     check_count("k", k, 1)
-    return _at_least(n, correct, k, max(1, math.ceil(tau * k - 1e-9)))  # 0.1 * 30 is more than 3 in floats
+    return hits_at_k(n, correct, k, max(1, math.ceil(tau * k - 1e-9)))  # 0.1 * 30 is more than 3 in floats
 
 
 def rm_at_k(scores: ArrayLike, correct: ArrayLike, k: int) -> float:
@@ -103,30 +104,3 @@ def _best_of_weights(n: int, k: int) -> NDArray[np.float64]:
     """Return the probability that the i-th best of n is the best of k, (n,)."""
     subsets = math.comb(n, k)
     return np.array([math.comb(n - i, k - 1) / subsets for i in range(1, n + 1)])
-
-
-def _at_least(n: ArrayLike, correct: ArrayLike, k: int, least: int) -> NDArray[np.float64]:
-    check_count("k", k, 1)
-    samples, right = np.asarray(n), np.asarray(correct)
-    integers = all(np.issubdtype(each.dtype, np.integer) for each in (samples, right))
-    if not integers or samples.shape not in ((), right.shape):
-        raise ConfigError(
-            f"n, correct: got {samples.dtype} {samples.shape} and {right.dtype} {right.shape}, "
-            "expected integers, n one number or one for each problem"
-        )
-    sizes = np.broadcast_to(samples, right.shape)
-    pairs = list(zip(sizes.ravel().tolist(), right.ravel().tolist(), strict=True))
-    for size, hits in pairs:
-        if not 0 <= hits <= size or k > size:
-            raise ConfigError(f"n, correct, k: got {size}, {hits}, {k}, expected 0 <= correct <= n and k <= n")
-    values = np.array([_tail(size, hits, k, least) for size, hits in pairs], dtype=np.float64)
-    return values.reshape(right.shape)
-
-
-@lru_cache(maxsize=4096)
-def _tail(n: int, c: int, k: int, least: int) -> float:
-    """Return P(X >= least) for X correct ones among k drawn from n with c correct ones."""
-    subsets = math.comb(n, k)
-    if least == 1:
-        return (subsets - math.comb(n - c, k)) / subsets
-    return sum(math.comb(c, j) * math.comb(n - c, k - j) for j in range(least, min(c, k) + 1)) / subsets

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from effml_shared.checkpoint import flush
 from effml_shared.errors import CheckpointError
+from effml_shared.files import put_in_place, write_whole
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -48,11 +48,9 @@ def write_model(directory: Path, fields: Mapping[str, Any], tensors: Mapping[str
             save_file(plain, partial, {"format": "pt"})
             digest = _sha256(partial)
             weights = directory / f"model-{digest[:12]}.safetensors"
-            _put(partial, weights)
-        with _partial(directory / ".config.partial") as partial:
-            described = {"format": FORMAT, "weights": weights.name, "sha256": digest, **fields}
-            partial.write_text(json.dumps(described, indent=1) + "\n")
-            _put(partial, directory / _CONFIG)
+            put_in_place(partial, weights)
+        described = {"format": FORMAT, "weights": weights.name, "sha256": digest, **fields}
+        write_whole(directory / _CONFIG, json.dumps(described, indent=1) + "\n")
         if old is not None and old != weights:
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
@@ -119,12 +117,6 @@ def _partial(path: Path) -> Iterator[Path]:
         yield named
     finally:
         named.unlink(missing_ok=True)
-
-
-def _put(partial: Path, path: Path) -> None:
-    flush(partial)
-    partial.replace(path)
-    flush(path.parent)
 
 
 def _weights_of(directory: Path) -> Path | None:

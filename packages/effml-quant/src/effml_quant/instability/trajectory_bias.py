@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from effml_shared.checks import check_count
 from effml_shared.errors import CheckpointError
+from effml_shared.files import replacing
 from effml_shared.loop import Hook
 from effml_shared.tree import read_tree, write_tree
 from torch import Tensor, nn
@@ -73,10 +74,9 @@ class GradientRecorder(_BeforeUpdate):
     """
 
     def _see(self, gradient: dict[str, Tensor | None]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        write_tree(partial, gradient)
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_tree(partial, gradient)
 
 
 class TrajectoryMeter(_BeforeUpdate):
