@@ -1,6 +1,11 @@
 """A toy experiment for the floors above the loop: it trains in milliseconds and claims something decidable."""
 
+import os
+import resource
+import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,3 +105,34 @@ def announced(toy, monkeypatch):
 
     monkeypatch.setattr("effml_shared.experiments.discover", lambda: {toy.name: Entry()})
     return toy
+
+
+@pytest.fixture
+def full_disk():
+    """Return a context in which no file grows beyond so many bytes: writes stop in the middle, as on a full disk."""
+
+    @contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install `sweep_toy.py` where processes that a test starts find it: experiment `toy.installed`."""
+    site = tmp_path / "site"
+    about = site / "effml_toy-1.0.dist-info"
+    about.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("sweep_toy.py"), site / "effml_toy.py")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: effml-toy\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[effml.experiments]\ntoy.installed = effml_toy:experiment\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(site)
+    return site
