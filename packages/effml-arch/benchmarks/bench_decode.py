@@ -21,17 +21,16 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
-import json
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from effml_arch import RecurrentTransformer, RecurrentTransformerConfig
 from effml_arch.cost_ledger import decode_bytes
+from effml_shared.benchmarks import publish, settings
 from effml_shared.generation import generate
 from effml_shared.transformer import Transformer, TransformerConfig
 from torch import Tensor, nn
@@ -113,6 +112,43 @@ def bandwidth() -> float:
     return large.nbytes / min(seconds)
 
 
+def cases(
+    config: TransformerConfig, decoders: Mapping[str, Decoder], speed: float, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield one row per batch, context and decoder."""
+    for batch in options.batches:
+        for context in options.contexts:
+            ids = prompts(batch, context)
+            seconds: dict[str, dict[int, list[float]]] = {n: {1: [], options.new + 1: []} for n in decoders}
+            for turn in range(options.samples + 1):
+                for name, decode in decoders.items():
+                    for new, measured in seconds[name].items():
+                        gc.collect()
+                        start = time.perf_counter()
+                        length = decode(ids, new).shape[1]
+                        if turn:  # the first is the warm-up
+                            measured.append(time.perf_counter() - start)
+                        if length != context + new:
+                            raise SystemExit(f"{name} stopped after {length - context} of {new} tokens")
+            needed = decode_bytes(config, context + options.new // 2, batch, dtype=torch.float32)
+            steps = {}
+            for name, measured_of in seconds.items():
+                first, whole = (statistics.median(measured) for measured in measured_of.values())
+                steps[name] = (first, (whole - first) / options.new)
+            for name, (first, step) in steps.items():
+                yield {
+                    "batch": batch,
+                    "context": context,
+                    "contender": name,
+                    "prefill_ms": round(1e3 * first, 2),
+                    "ms_per_token": round(1e3 * step, 3),
+                    "tokens_per_s": round(batch / step),
+                    "bound_ms": round(1e3 * needed / speed, 4),
+                    "over_transformer": round(step / steps["transformer"][1], 2),
+                    "bytes": needed,
+                }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=2)
@@ -137,50 +173,10 @@ def main() -> None:
     }
     peers = {"llama": llama(standard)} if importlib.util.find_spec("transformers") else {}
     speed = bandwidth()
-    head = {"torch": torch.__version__, "equal": check(models, peers), "gb_per_s": round(speed / 1e9, 1)}
-    print(json.dumps({**head, **vars(options)}), flush=True)
-
+    head = settings(options, "transformers")
+    head |= {"equal": check(models, peers), "gb_per_s": round(speed / 1e9, 1)}
     decoders = {**{name: ours(model) for name, model in models.items()}, **peers}
-    rows: list[dict[str, Any]] = []
-    for batch in options.batches:
-        for context in options.contexts:
-            ids = prompts(batch, context)
-            seconds: dict[str, dict[int, list[float]]] = {n: {1: [], options.new + 1: []} for n in decoders}
-            for turn in range(options.samples + 1):
-                for name, decode in decoders.items():
-                    for new, measured in seconds[name].items():
-                        gc.collect()
-                        start = time.perf_counter()
-                        length = decode(ids, new).shape[1]
-                        if turn:  # the first is the warm-up
-                            measured.append(time.perf_counter() - start)
-                        if length != context + new:
-                            raise SystemExit(f"{name} stopped after {length - context} of {new} tokens")
-            needed = decode_bytes(config, context + options.new // 2, batch, dtype=torch.float32)
-            steps = {}
-            for name, measured_of in seconds.items():
-                first, whole = (statistics.median(measured) for measured in measured_of.values())
-                steps[name] = (first, (whole - first) / options.new)
-            for name, (first, step) in steps.items():
-                row = {
-                    "batch": batch,
-                    "context": context,
-                    "contender": name,
-                    "prefill_ms": round(1e3 * first, 2),
-                    "ms_per_token": round(1e3 * step, 3),
-                    "tokens_per_s": round(batch / step),
-                    "bound_ms": round(1e3 * needed / speed, 4),
-                    "over_transformer": round(step / steps["transformer"][1], 2),
-                    "bytes": needed,
-                }
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-    if options.table:
-        cells = [list(KEYS), *([str(row[key]) for key in KEYS] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            print(text.rstrip(), file=sys.stderr)
+    publish(head, cases(config, decoders, speed, options), KEYS, table=options.table)
 
 
 if __name__ == "__main__":

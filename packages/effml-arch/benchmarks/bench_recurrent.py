@@ -1,4 +1,4 @@
-"""One recurrent layer, forward and backward: the tiled algorithm, autograd through the naive loop, a standard layer.
+"""One recurrent layer, forward and backward: the tiled algorithm, autograd through the naive loop, standard layers.
 
     python packages/effml-arch/benchmarks/bench_recurrent.py --table
     python packages/effml-arch/benchmarks/bench_recurrent.py --lengths 512 1024 --samples 5
@@ -7,6 +7,9 @@ One JSON line per case on stdout. Before anything is timed, output and gradients
 float64 at a length of 128; `equal` means to 1e-11. Medians, same inputs and process. `peak_mib` is what one pass adds
 to the resident memory of a process of its own (one per contender and length, after a warm-up at a length of 16).
 `growth` is the time over that of the length before.
+
+`standard` is PyTorch's attention under a boolean mask, as documents and windows need it, which computes all pairs;
+`causal` the same layer under PyTorch's causal flag, which skips half of them.
 
 The package recurrent-transformer-pytorch of lucidrains is timed as well if it is installed: one layer of these sizes in
 its tiled mode, with gates, value MLP, positions and the recurrence within blocks switched off. Time and memory only,
@@ -17,25 +20,22 @@ and differentiates through the tiles by autograd.
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib.metadata
 import importlib.util
-import json
-import re
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from effml_arch import RecurrentTransformerConfig
 from effml_arch.recurrent.layer import RecurrentTransformerLayer
+from effml_shared.benchmarks import high_water, in_fresh_process, in_turn, publish, settings
 from effml_shared.layers import Block, Context
 
 KEYS = ("length", "contender", "seconds", "growth", "peak_mib", "tiled_is_faster", "memory_over_tiled")
+STANDARD = ("standard", "causal")
 AUTOGRAD = ("naive", "lucidrains")  # differentiated step by step, slow and large
+LUCIDRAINS = "recurrent-transformer-pytorch"
 SIZES: dict[str, Any] = {"n_layers": 1, "d_model": 64, "n_heads": 4, "d_ff": 256, "mlp": "gelu", "position": "alibi"}
 
 
@@ -63,7 +63,7 @@ def make(contender: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     if contender == "lucidrains":
         return Lucidrains()
     config = RecurrentTransformerConfig(**SIZES, backend="naive" if contender == "naive" else "tiled")
-    layer = Block(config, 0) if contender == "standard" else RecurrentTransformerLayer(config, 0)
+    layer = Block(config, 0) if contender in STANDARD else RecurrentTransformerLayer(config, 0)
     return layer.to(dtype)
 
 
@@ -72,6 +72,8 @@ def passes(contender: str, layer: torch.nn.Module, x: torch.Tensor) -> list[torc
     if contender == "standard":
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()[None, None]
         z = layer(x, Context(mask=mask))
+    elif contender == "causal":
+        z = layer(x, Context())
     else:
         z = layer(x)
     gradients = torch.autograd.grad(z.square().mean(), [x, *layer.parameters()])
@@ -90,25 +92,42 @@ def check() -> bool:
     return all(float((a - b).norm()) <= 1e-11 * max(1.0, float(b.norm())) for a, b in pairs)
 
 
-def peak(contender: str, length: int, batch: int) -> float:
-    """Return the MiB that one pass adds to a process of its own."""
-    command = [sys.executable, __file__, "--measure", contender, "--lengths", str(length), "--batch", str(batch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def measure(contender: str, length: int, batch: int) -> None:
+def added_memory(contender: str, length: int, batch: int) -> float:
+    """Return the MiB that one pass adds to this process."""
     layer = make(contender)
     passes(contender, layer, inputs(16, batch))
     x = inputs(length, batch)
     before = high_water()
     passes(contender, layer, x)
-    print(high_water() - before)
+    return high_water() - before
 
 
-def high_water() -> float:
-    """Return the largest resident memory of this process so far, in MiB (Linux only: getrusage knows the parent's)."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+def cases(contenders: Sequence[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield one row per length and contender."""
+    last: dict[str, float] = {}
+    for length in options.lengths:
+        x = inputs(length, options.batch)
+        layers = {name: make(name) for name in contenders if name not in AUTOGRAD or length <= options.naive_up_to}
+
+        def timed(names: Iterable[str], samples: int, warm_up: int, x: Any = x, layers: Any = layers) -> Any:
+            return in_turn({name: partial(passes, name, layers[name], x) for name in names}, samples, warm_up=warm_up)
+
+        seconds = timed([name for name in layers if name not in AUTOGRAD], options.samples, 1)
+        seconds |= timed([name for name in layers if name in AUTOGRAD], options.naive_samples, 0)
+        mib = {name: in_fresh_process(added_memory, name, length, options.batch) for name in seconds}
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        for name, median in medians.items():
+            yield {
+                "length": length,
+                "contender": name,
+                "seconds": round(median, 4),
+                "seconds_all": [round(value, 4) for value in seconds[name]],
+                "growth": round(median / last[name], 2) if name in last else None,
+                "peak_mib": round(mib[name], 1),
+                "tiled_is_faster": round(median / medians["tiled"], 2),
+                "memory_over_tiled": round(mib[name] / mib["tiled"], 1) if mib["tiled"] else None,
+            }
+        last = medians
 
 
 def main() -> None:
@@ -120,55 +139,13 @@ def main() -> None:
     parser.add_argument("--naive-samples", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="a table on stderr")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.measure:
-        measure(options.measure, options.lengths[0], options.batch)
-        return
-    versions = {"torch": torch.__version__}
-    contenders = ["tiled", "standard", "naive"]
+    contenders = ["tiled", *STANDARD, "naive"]
     if importlib.util.find_spec("recurrent_transformer"):
-        contenders.insert(2, "lucidrains")
-        versions["lucidrains"] = importlib.metadata.version("recurrent-transformer-pytorch")
-    print(json.dumps({**versions, "equal": check(), **vars(options), **SIZES}), flush=True)
-    rows: list[dict[str, Any]] = []
-    last: dict[str, float] = {}
-    for length in options.lengths:
-        x, found = inputs(length, options.batch), {}
-        for name in contenders:
-            if name in AUTOGRAD and length > options.naive_up_to:
-                continue
-            layer, seconds = make(name), []
-            slow = name in AUTOGRAD
-            for turn in range((options.naive_samples if slow else options.samples) + (not slow)):
-                gc.collect()
-                start = time.perf_counter()
-                passes(name, layer, x)
-                if turn or slow:  # the first of the others is the warm-up
-                    seconds.append(time.perf_counter() - start)
-            found[name] = (seconds, peak(name, length, options.batch))
-        for name, (seconds, mib) in found.items():
-            median = statistics.median(seconds)
-            row = {
-                "length": length,
-                "contender": name,
-                "seconds": round(median, 4),
-                "seconds_all": [round(value, 4) for value in seconds],
-                "growth": round(median / last[name], 2) if name in last else None,
-                "peak_mib": round(mib, 1),
-                "tiled_is_faster": round(median / statistics.median(found["tiled"][0]), 2),
-                "memory_over_tiled": round(mib / found["tiled"][1], 1) if found["tiled"][1] else None,
-            }
-            last[name] = median
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    if options.table:
-        cells = [list(KEYS), *([str(row[key]) for key in KEYS] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            print(text.rstrip(), file=sys.stderr)
+        contenders.append("lucidrains")
+    head = {**settings(options, LUCIDRAINS), "equal": check(), **SIZES}
+    publish(head, cases(contenders, options), KEYS, table=options.table)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
@@ -25,6 +24,7 @@ from effml_diffusion.puzzles.sudoku import Sudoku
 from effml_diffusion.puzzles.sudoku_samples import SudokuSamples
 from effml_diffusion.puzzles.sudoku_search import Units, dig, fill, search
 from effml_diffusion.puzzles.sudoku_tokens import SudokuTokens
+from effml_shared.benchmarks import publish, settings
 
 CLUES = {"2x2": 5, "2x3": 12, "3x3": 30}
 KEYS = ("case", "size", "contender", "per_second", "times_faster")
@@ -98,19 +98,13 @@ def main() -> None:
     parser.add_argument("--boxes", nargs="+", choices=list(CLUES), default=list(CLUES))
     parser.add_argument("--mazes", nargs="*", type=int, default=[5, 10, 20], help="cells of a side")
     parser.add_argument("--seconds", type=float, default=2.0, help="processor time per case")
-    parser.add_argument("--table", action="store_true", help="a readable table instead of JSON lines")
+    parser.add_argument("--table", action="store_true", help="a table on stderr")
     options = parser.parse_args()
     rows = itertools.chain(
         *(sudoku_cases(boxes, options.seconds) for boxes in options.boxes),
         *(maze_cases(n, options.seconds) for n in options.mazes),
     )
-    for row in rows:
-        row = {"contender": "effml", **row}
-        if options.table:
-            cells = [f"{row[key]:,.1f}" if isinstance(row.get(key), float) else str(row.get(key, "")) for key in KEYS]
-            print(f"{cells[0]:44}{cells[1]:8}{cells[2]:10}{cells[3]:>14}/s  {cells[4]:>6}", flush=True)
-        else:
-            print(json.dumps(row), flush=True)
+    publish(settings(options), ({"contender": "effml", **row} for row in rows), KEYS, table=options.table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Decoding by low confidence: the vectorised sampler against the public per-row loop, and against the forward pass.
 
     python packages/effml-diffusion/benchmarks/bench_samplers.py --table
-    python packages/effml-diffusion/benchmarks/bench_samplers.py --batch 4 --length 32 --vocab 500 --steps 8 --samples 2
+    python packages/effml-diffusion/benchmarks/bench_samplers.py --stubs 4x32x500 --networks --steps 8 --samples 2
 
 One JSON line per case on stdout. `stub`: a model that costs nothing (it returns one tensor of logits), so that only the
 samplers are timed. `transformer`: the baseline decoder, bidirectional. The loop is written here from the description of
@@ -18,20 +18,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from effml_diffusion.masked_diffusion import MaskedDiffusion
 from effml_diffusion.samplers import Confidence
+from effml_shared.benchmarks import in_turn, publish, settings
 from effml_shared.transformer import Transformer, TransformerConfig
 from torch import Tensor
 
 KEYS = ("model", "contender", "temperature", "seconds", "times_faster", "over_forward", "over_limit", "equal")
+
+
+SHAPES = "batch x length x vocabulary, such as 8x256x32000"
 
 
 class Stub:
@@ -72,32 +73,33 @@ def public_loop(model: Callable[..., Any], init: Tensor, mask_id: int, steps: in
     return ids
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def shape(text: str) -> tuple[int, int, int]:
+    """Return batch, length and vocabulary of `8x256x32000`."""
+    batch, length, vocab = map(int, text.split("x"))
+    return batch, length, vocab
 
 
-def cases(options: argparse.Namespace) -> list[tuple[str, Any, tuple[int, int], int, int]]:
-    """Return name, model, shape of the batch, vocabulary and steps of both models."""
+def network(vocab: int, options: argparse.Namespace) -> Transformer:
     config = TransformerConfig(
-        vocab_size=options.model_vocab,
+        vocab_size=vocab,
         n_layers=options.layers,
         d_model=options.width,
         n_heads=max(1, options.width // 64),
         d_ff=4 * options.width,
         causal=False,
     )
-    transformer = Transformer(config).to(options.device).eval()
-    stub = Stub(options.batch, options.length, options.vocab, options.device)
-    return [
-        ("stub", stub, (options.batch, options.length), options.vocab, options.steps),
-        ("transformer", transformer, (options.model_batch, options.model_length), options.model_vocab, options.steps),
-    ]
+    return Transformer(config).to(options.device).eval()
+
+
+def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield one row per model, temperature and contender."""
+    for size in options.stubs:
+        for temperature in options.temperatures:
+            yield from measure("stub", Stub(*size, options.device), size, temperature, options)
+    for size in options.networks:
+        model = network(size[-1], options)
+        for temperature in options.temperatures:
+            yield from measure("transformer", model, size, temperature, options)
 
 
 def contenders_on(
@@ -117,69 +119,56 @@ def contenders_on(
 
 
 def measure(
-    name: str,
-    model: Any,
-    shape: tuple[int, int],
-    vocab: int,
-    steps: int,
-    temperature: float,
-    options: argparse.Namespace,
-) -> list[dict[str, Any]]:
+    name: str, model: Any, size: tuple[int, int, int], temperature: float, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Time both contenders, a plain forward pass and a read of the logits."""
-    mask_id = vocab - 1
+    batch, length, vocab = size
+    mask_id, steps = vocab - 1, options.steps
     diffusion = MaskedDiffusion(model, mask_id)
-    init = torch.full(shape, mask_id, device=options.device)
-    prompt = shape[1] // 4  # without one, all positions of a relative-position model are equal but for rounding
+    init = torch.full((batch, length), mask_id, device=options.device)
+    prompt = length // 4  # without one, all positions of a relative-position model are equal but for rounding
     stream = torch.Generator(options.device).manual_seed(0)
-    init[:, :prompt] = torch.randint(mask_id, (shape[0], prompt), generator=stream, device=options.device)
+    init[:, :prompt] = torch.randint(mask_id, (batch, prompt), generator=stream, device=options.device)
     contenders = contenders_on(model, mask_id, init, steps, temperature)
     equal = None
     if temperature == 0:  # in float64, where no two confidences tie by rounding
         exact = model if name == "stub" else copy.deepcopy(model).double()
         equal = torch.equal(*(run() for run in contenders_on(exact, mask_id, init, steps, 0.0).values()))
-    times: dict[str, list[float]] = {"effml": [], "loop": [], "forward": [], "read": []}
     logits = diffusion.logits(init).detach()
-    for turn in range(options.samples + 1):
-        found = {key: seconds(contender, options.device) for key, contender in contenders.items()}
-        with torch.no_grad():
-            found["forward"] = seconds(lambda: [diffusion.logits(init) for _ in range(steps)], options.device)
-        found["read"] = seconds(logits.sum, options.device)
-        for key in times:
-            times[key] += [found[key]] if turn else []  # the first is the warm-up
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(steps):
+            diffusion.logits(init)
+
+    timed = {**contenders, "forward": forward, "read": logits.sum}
+    times = in_turn(timed, options.samples, device=options.device)
     median = {key: statistics.median(values) for key, values in times.items()}
-    share = (1 - prompt / shape[1]) * (steps + 1) / 2  # of all logits that compete, summed over steps
-    rows = []
+    share = (1 - prompt / length) * (steps + 1) / 2  # of all logits that compete, summed over steps
     for key in contenders:
-        rows.append(
-            {
-                "model": name,
-                "contender": key,
-                "temperature": temperature,
-                "batch": shape[0],
-                "length": shape[1],
-                "vocab": vocab,
-                "steps": steps,
-                "seconds": round(median[key], 4),
-                "seconds_all": [round(value, 4) for value in times[key]],
-                "times_faster": round(median["loop"] / median[key], 2),
-                "over_forward": None if name == "stub" else round(median[key] / median["forward"] - 1, 3),
-                "over_limit": round(median[key] / (median["read"] * share), 2) if name == "stub" else None,
-                "equal": equal,
-            }
-        )
-    return rows
+        yield {
+            "model": name,
+            "contender": key,
+            "temperature": temperature,
+            "batch": batch,
+            "length": length,
+            "vocab": vocab,
+            "steps": steps,
+            "seconds": round(median[key], 4),
+            "seconds_all": [round(value, 4) for value in times[key]],
+            "times_faster": round(median["loop"] / median[key], 2),
+            "over_forward": None if name == "stub" else round(median[key] / median["forward"] - 1, 3),
+            "over_limit": round(median[key] / (median["read"] * share), 2) if name == "stub" else None,
+            "equal": equal,
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--vocab", type=int, default=32000)
-    parser.add_argument("--steps", type=int, default=64)
-    parser.add_argument("--model-batch", type=int, default=64)
-    parser.add_argument("--model-length", type=int, default=128)
-    parser.add_argument("--model-vocab", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--stubs", type=shape, nargs="*", default=[(8, 256, 32000), (4, 128, 8000)], help=SHAPES)
+    parser.add_argument("--networks", type=shape, nargs="*", default=[(32, 128, 512)], help=SHAPES)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--samples", type=int, default=5)
@@ -188,19 +177,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="a table on stderr")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(json.dumps({"torch": torch.__version__, **vars(options)}), flush=True)
-    rows: list[dict[str, Any]] = []
-    for case in cases(options):
-        for temperature in options.temperatures:
-            for row in measure(*case, temperature, options):
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-    if options.table:
-        cells = [list(KEYS), *([str(row[key]) for key in KEYS] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            print(text.rstrip(), file=sys.stderr)
+    publish(settings(options), cases(options), KEYS, table=options.table)
 
 
 if __name__ == "__main__":

@@ -23,20 +23,16 @@ its own, after a short one: resident memory, or on a GPU what is allocated there
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-import re
+import itertools
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from effml_diffusion import Corruption, DiffusionTransformer, DiffusionTransformerConfig, MaskedDiffusion
+from effml_shared.benchmarks import high_water, in_fresh_process, in_turn, publish, settings
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -120,17 +116,8 @@ def gradients(model: DiffusionTransformer) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    function()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def compare(vocab: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Check, time and weigh all contenders with one vocabulary."""
+def compare(vocab: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Check, time and weigh all contenders with one vocabulary; yield one row for each."""
     model = network(vocab, options)
     x, corruption = inputs(model, (options.batch, options.length))
     losses, reference, flops, off = {}, None, {}, {}
@@ -142,16 +129,13 @@ def compare(vocab: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         off[name] = float((gradient - reference).norm() / reference.norm())
         if not abs(losses[name] / losses["effml"] - 1) <= 1e-5:
             raise SystemExit(f"{name}: got a loss of {losses[name]}, expected that of effml, {losses['effml']}")
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for _ in range(options.samples):  # the checks were the warm-up
-        for name, loss in CONTENDERS.items():
-            times[name].append(seconds(functools.partial(step, loss, model, x, corruption), options.device))
+    steps = {name: partial(step, loss, model, x, corruption) for name, loss in CONTENDERS.items()}
+    times = in_turn(steps, options.samples, warm_up=0, device=options.device)  # the checks were the warm-up
     median = {name: statistics.median(values) for name, values in times.items()}
     masks = int(corruption.mask.sum())
-    rows = []
     for name in CONTENDERS:
         head = 6 * options.width * vocab * (masks if name == "effml" else x.numel())
-        row = {
+        yield {
             "vocab": vocab,
             "contender": name,
             "seconds": round(median[name], 4),
@@ -164,45 +148,26 @@ def compare(vocab: int, options: argparse.Namespace) -> list[dict[str, Any]]:
             "gflop": round(flops[name] / 1e9, 2),
             "head_share": round(head / flops[name], 3),
             "masked_share": round(masks / x.numel(), 3),
-            "peak_mib": round(peak(name, vocab, options), 1),
+            "peak_mib": round(in_fresh_process(added_memory, name, vocab, options), 1),
             "loss": losses[name],
             "gradient_off": off[name],
         }
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
 
 
-def peak(contender: str, vocab: int, options: argparse.Namespace) -> float:
-    """Return the MiB that one step adds to a process of its own."""
-    sizes = ("batch", "length", "layers", "width", "device", "threads")
-    arguments = [text for name in sizes for text in (f"--{name}", str(getattr(options, name)))]
-    command = [sys.executable, __file__, "--measure", contender, "--vocabs", str(vocab), *arguments]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def measure(options: argparse.Namespace) -> None:
-    model = network(options.vocabs[0], options)
-    loss = CONTENDERS[options.measure]
+def added_memory(contender: str, vocab: int, options: argparse.Namespace) -> float:
+    """Return the MiB that one step adds to this process."""
+    model, loss = network(vocab, options), CONTENDERS[contender]
     step(loss, model, *inputs(model, (1, 16)))
     x, corruption = inputs(model, (options.batch, options.length))
     before = high_water(options.device)
     step(loss, model, x, corruption)
-    print(high_water(options.device) - before)
-
-
-def high_water(device: str) -> float:
-    """Return the most memory used so far in MiB: of the GPU, or resident (Linux only: getrusage knows the parent's)."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+    return high_water(options.device) - before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabs", type=int, nargs="+", default=[258, 32000])
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
@@ -210,20 +175,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--table", action="store_true", help="a table on stderr")
-    parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.measure:
-        measure(options)
-        return
-    print(json.dumps({"torch": torch.__version__, **vars(options)}), flush=True)
-    rows = [row for vocab in options.vocabs for row in compare(vocab, options)]
-    if options.table:
-        cells = [list(KEYS), *([str(row[key]) for key in KEYS] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            print(text.rstrip(), file=sys.stderr)
+    rows = itertools.chain.from_iterable(compare(vocab, options) for vocab in options.vocabs)
+    publish(settings(options), rows, KEYS, table=options.table)
 
 
 if __name__ == "__main__":

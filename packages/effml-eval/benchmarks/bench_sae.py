@@ -1,7 +1,7 @@
 """One training step of a TopK sparse autoencoder, against the public libraries' steps, and what each learns.
 
     python packages/effml-eval/benchmarks/bench_sae.py --table
-    python packages/effml-eval/benchmarks/bench_sae.py --concepts 4096 --batch 512 --samples 2 --quality-steps 0
+    python packages/effml-eval/benchmarks/bench_sae.py --concepts 4096 --batch 512 --samples 2 --parts speed memory
 
 One JSON line per case on stdout. All contenders train in float32 on the same embeddings with Adam; the public ones are
 skipped where they are not installed. A step is everything from a batch to the next one: forward, backward, clipping,
@@ -17,25 +17,20 @@ optimizer and whatever a library does to the atoms.
 Medians, contenders in turn; `times_faster` is that of effml over the contender, the median of ratios within a turn.
 `encoder_share` is the time that the float32 product of the encoder alone takes here, over that of the step: above 1 the
 step costs less than that product, which every plain implementation makes first. `peak_mib` is what a model, its
-optimizer and two steps add to the memory of a process of its own. Quality is the R2 about the mean of each dimension
-and the L0 on held-out rows in eval mode, after equally many steps of the same batches, as a mean over seeds: of paired
-image and text embeddings that share concepts (arXiv 2504.11695).
+optimizer and two steps add to the memory of a process of its own, after a small model has taken a step there. Quality
+is the R2 about the mean of each dimension and the L0 on held-out rows in eval mode, after equally many steps of the
+same batches, as a mean over seeds: of paired image and text embeddings that share concepts (arXiv 2504.11695).
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
-import json
+import itertools
 import math
-import re
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +40,7 @@ from effml_eval.sae.autoencoder import SparseAutoencoder
 from effml_eval.sae.autoencoder_config import SAEConfig
 from effml_eval.sae.sparsifiers import batch_topk_codes, topk_codes
 from effml_eval.sae.training import DictionaryStep
+from effml_shared.benchmarks import high_water, in_fresh_process, in_turn, publish, say, settings
 from effml_shared.schedules import Plan
 from torch import Tensor
 
@@ -60,6 +56,8 @@ KEYS = (
     "r2",
     "l0",
 )
+PARTS = ("speed", "memory", "quality")
+PEERS = ("dictionary-learning", "sae-lens", "overcomplete")
 DEAD_AFTER = 10_000_000
 
 
@@ -69,8 +67,7 @@ class Effml:
     def __init__(self, kind: str, options: argparse.Namespace, concepts: int) -> None:
         config = SAEConfig(d_in=options.dim, n_concepts=concepts, kind=kind, k=options.k, seed=options.seed)
         self.sae = SparseAutoencoder(config).to(options.device)
-        if options.quality_steps:
-            self.sae.threshold_decay = min(0.999, max(0.0, 1 - 30 / options.quality_steps))
+        self.sae.threshold_decay = min(0.999, max(0.0, 1 - 30 / options.quality_steps))
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=options.lr, fused=True)
         self.trainer = DictionaryStep(self.sae, self.optimizer)
 
@@ -239,53 +236,47 @@ def embeddings(rows: int, dim: int, seed: int) -> Tensor:
     return torch.cat(parts)[torch.randperm(rows, generator=g)]
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    function()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def compare(kind: str, concepts: int, names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(kind: str, concepts: int, names: Sequence[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield one row per contender: what was asked for of its speed, memory and quality."""
     x = embeddings(options.batch, options.dim, 0).to(options.device)
     contenders = {}
     for name in names:
         try:
             contenders[name] = CONTENDERS[name](kind, options, concepts)
         except (ImportError, AttributeError) as error:  # a library that is installed, but not for these versions
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            say(f"{name} is left out: {error}")
     names = list(contenders)
-    weight = torch.randn(concepts, options.dim, device=options.device)
-    times: dict[str, list[float]] = {name: [] for name in [*names, "product"]}
-    for turn in range(options.samples + 1):
-        for name, contender in contenders.items():
-            spent = seconds(functools.partial(contender.step, x), options.device)
-            times[name] += [spent] if turn else []  # the first is the warm-up
-        spent = seconds(lambda: x @ weight.T, options.device)
-        times["product"] += [spent] if turn else []
+    speeds = speed(contenders, x, concepts, options) if "speed" in options.parts else {}
     del contenders
-    product, rows = statistics.median(times["product"]), []
     for name in names:
-        median = statistics.median(times[name])
-        row = {
-            "kind": kind,
-            "concepts": concepts,
-            "contender": name,
-            "seconds": round(median, 4),
+        row = {"kind": kind, "concepts": concepts, "contender": name, **speeds.get(name, {})}
+        if "memory" in options.parts:
+            row["peak_mib"] = round(in_fresh_process(added_memory, name, kind, concepts, options), 1)
+        if "quality" in options.parts and name != "effml_dense":  # which learns what effml does
+            row |= quality(name, kind, options)
+        yield row
+
+
+def speed(
+    contenders: Mapping[str, Any], x: Tensor, concepts: int, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Time a step of each contender, and the product of the encoder alone."""
+    weight = torch.randn(concepts, options.dim, device=options.device)
+    timed = {name: partial(contender.step, x) for name, contender in contenders.items()}
+    times = in_turn({**timed, "product": lambda: x @ weight.T}, options.samples, device=options.device)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        name: {
+            "seconds": round(median[name], 4),
             "seconds_all": [round(value, 4) for value in times[name]],
-            "tokens_per_s": round(options.batch / median),
+            "tokens_per_s": round(options.batch / median[name]),
             "times_faster": round(
                 statistics.median(a / b for a, b in zip(times[name], times["effml"], strict=True)), 2
             ),
-            "encoder_share": round(product / median, 3),
-            "peak_mib": None if options.no_memory else round(peak(name, kind, concepts, options), 1),
-            **(quality(name, kind, options) if options.quality_steps else {"r2": None, "l0": None}),
+            "encoder_share": round(median["product"] / median[name], 3),
         }
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
+        for name in timed
+    }
 
 
 def quality(name: str, kind: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -309,39 +300,16 @@ def quality(name: str, kind: str, options: argparse.Namespace) -> dict[str, Any]
     return {"r2": round(statistics.mean(r2), 4), "l0": round(statistics.mean(l0s), 2), "r2_all": r2, "l0_all": l0s}
 
 
-def peak(contender: str, kind: str, concepts: int, options: argparse.Namespace) -> float:
-    """Return the MiB that training adds to a process of its own."""
-    sizes = ("batch", "dim", "k", "device", "threads", "lr")
-    arguments = [text for name in sizes for text in (f"--{name}", str(getattr(options, name)))]
-    command = [
-        sys.executable,
-        __file__,
-        "--measure",
-        contender,
-        "--kinds",
-        kind,
-        "--concepts",
-        str(concepts),
-        *arguments,
-    ]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def measure(options: argparse.Namespace) -> None:
+def added_memory(contender: str, kind: str, concepts: int, options: argparse.Namespace) -> float:
+    """Return the MiB that a model, its optimizer and two steps add to this process, whose imports come first."""
+    small = argparse.Namespace(**{**vars(options), "dim": 16, "k": 2, "batch": 8})
+    CONTENDERS[contender](kind, small, 64).step(embeddings(8, 16, 0).to(options.device))
     x = embeddings(options.batch, options.dim, 0).to(options.device)
     before = high_water(options.device)
-    contender = CONTENDERS[options.measure](options.kinds[0], options, options.concepts[0])
-    contender.step(x)
-    contender.step(x)
-    print(high_water(options.device) - before)
-
-
-def high_water(device: str) -> float:
-    """Return the most memory used so far in MiB: of the GPU, or resident (Linux only: getrusage knows the parent's)."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+    model = CONTENDERS[contender](kind, options, concepts)
+    model.step(x)
+    model.step(x)
+    return high_water(options.device) - before
 
 
 def main() -> None:
@@ -353,34 +321,25 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--samples", type=int, default=5)
-    parser.add_argument("--quality-steps", type=int, default=1000, help="0: no quality")
+    parser.add_argument("--quality-steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3, help="of the quality's trainings")
     parser.add_argument("--seed", type=int, default=0, help="of the models that are timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
     parser.add_argument("--table", action="store_true", help="a table on stderr")
-    parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.measure:
-        measure(options)
-        return
-    print(json.dumps({"torch": torch.__version__, **vars(options)}), flush=True)
     own = ("effml", "effml_dense")
     names = [name for name in options.contenders if name in own or importlib.util.find_spec(name)]
     if "effml" not in names:
         raise SystemExit(
             f"contenders: got {', '.join(names)}, expected effml among them, which the others are rated by"
         )
-    rows = [row for kind in options.kinds for size in options.concepts for row in compare(kind, size, names, options)]
-    if options.table:
-        cells = [list(KEYS), *([str(row[key]) for key in KEYS] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            print(text.rstrip(), file=sys.stderr)
+    sizes = itertools.product(options.kinds, options.concepts)
+    rows = itertools.chain.from_iterable(compare(kind, size, names, options) for kind, size in sizes)
+    publish(settings(options, *PEERS), rows, KEYS, table=options.table)
 
 
 if __name__ == "__main__":

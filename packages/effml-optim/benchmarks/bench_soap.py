@@ -1,8 +1,8 @@
 """SOAP against its peers: same gradients, same process, same threads. One JSON line per case on stdout.
 
     python packages/effml-optim/benchmarks/bench_soap.py --table
-    python packages/effml-optim/benchmarks/bench_soap.py --list gpt2-124m --blocks 2 --table
-    python packages/effml-optim/benchmarks/bench_soap.py --list tiny --heavyball-compile none --official soap.py
+    python packages/effml-optim/benchmarks/bench_soap.py --lists gpt2-124m --blocks 12 --table
+    python packages/effml-optim/benchmarks/bench_soap.py --lists tiny --heavyball-compile none --official soap.py
 
 Peers are timed if they are installed (`uv pip install pytorch-optimizer heavyball`, into an environment of its own);
 `--official` takes a copy of soap.py from github.com/nikhilvyas/SOAP. All are set to the same algorithm: lr 3e-3, betas
@@ -14,16 +14,21 @@ gradients of unequal rows and columns. Differences are relative to the way the w
 worst one rounding may have swapped two nearly equal eigenvalues). HeavyBall is compared uncompiled. Whatever is not
 equal is timed all the same and marked, with the convention that differs if it is known.
 
-Then steps are timed, optimizers in turn. A step is plain or renews the bases; at a precondition frequency of 2 these
-alternate, and every timed step is checked to be what it should be. Medians of both make up a period of f steps, f - 1
-of them plain: `mean_ms` is what training pays, `median_ms` a typical step, `worst_ms` the dearest. With `stagger=True`
-every step renews some bases: one real period of 10 is timed. AdamW and Muon (embeddings, heads and vectors by AdamW)
-are there for scale. `warm_up_s` is the first call and one step of each kind, compilation included. Python's garbage
-is collected between steps, as torch.compile leaves much of it.
+Then steps are timed, optimizers and limits in turn. A step is plain or renews the bases; at a precondition frequency of
+2 these alternate, and every timed step is checked to be what it should be. Medians of both make up a period of f steps,
+f - 1 of them plain: `mean_ms` is what training pays, `median_ms` a typical step, `worst_ms` the dearest. With
+`stagger=True` every step renews some bases: one real period of 10 is timed. AdamW and Muon (embeddings, heads and
+vectors by AdamW) are there for scale, and `soap-no-onednn` for what oneDNN brings: `torch.backends.mkldnn` switched
+off. `warm_up_s` is the first call and one step of each kind, compilation included. Python's garbage is collected
+between steps, as torch.compile leaves much of it.
+
+Small lists are timed `--runs` times, one run after the other, with the same optimizers: `run` numbers them, and how far
+they lie apart is how far to trust them. Optimizers whose states are too large to be there at once take no turns: they
+are timed one after the other, the first of them in turn with the limits.
 
 Limits, measured here: 6 mn(m + n) FLOPs per matrix and step, which is also what SOAP here multiplies (symmetric rank-k
 products would need 5), at the best rate of its own products; per refresh and side of size d one `torch.linalg.qr` and
-2 d^3 FLOPs; and 28 bytes per element at the bandwidth of a copy.
+2 d^3 FLOPs; and 28 bytes per element at the bandwidth of a copy. The better of two in each turn, medians over turns.
 """
 
 from __future__ import annotations
@@ -34,21 +39,21 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import json
 import math
-import platform
 import re
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from effml_optim import SOAP, Muon, __version__
 from effml_optim.matrix.products import matmul
+from effml_shared.benchmarks import publish, say, seconds, settings
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -58,13 +63,29 @@ FREQUENCIES, STAGGERED, ALTERNATING, WARM_UP, MAX_DIM = (1, 10, 100), 10, 2, 3, 
 COMMON: dict[str, Any] = {"lr": 3e-3, "betas": (0.95, 0.95), "shampoo_beta": 0.95, "weight_decay": 0.0}
 CHECKED: list[Shape] = [(16, 16), (24, 24), (24, 24), (24, 24), (20, 20), (24, 23), (12, 13), (40, 24), (40,)]
 GPT2_BLOCK = [(2304, 768), (768, 768), (3072, 768), (768, 3072), (2304,), (768,), (3072,), *[(768,)] * 5]
-# Embeddings and heads, one block, the rest, blocks, timed steps of each kind.
-LISTS: dict[str, tuple[list[Shape], list[Shape], list[Shape], int, int]] = {
-    "tiny": ([(32, 32)], [(16, 16), (24, 16), (16, 24), (16,)], [], 2, 2),
-    "small": ([(256, 256)] * 2, [*[(256, 256)] * 4, (1024, 256), (256, 1024)], [], 4, 5),
-    "gpt2-124m": ([(50257, 768), (1024, 768)], GPT2_BLOCK, [(768,)] * 2, 12, 2),
+
+
+class List(NamedTuple):
+    """Shapes of parameters: embeddings and heads, a block, the rest; what of them is timed by default, how often."""
+
+    outside: list[Shape]
+    block: list[Shape]
+    last: list[Shape]
+    blocks: int
+    runs: int
+    samples: int  # timed steps of each kind in a run
+
+    def shapes(self, blocks: int) -> list[Shape]:
+        return [*self.outside, *self.block * blocks, *self.last]
+
+
+LISTS = {
+    "tiny": List([(32, 32)], [(16, 16), (24, 16), (16, 24), (16,)], [], 2, 2, 2),
+    "small": List([(256, 256)] * 2, [*[(256, 256)] * 4, (1024, 256), (256, 1024)], [], 4, 5, 3),
+    "gpt2-124m": List([(50257, 768), (1024, 768)], GPT2_BLOCK, [(768,)] * 2, 2, 1, 2),  # two of its twelve blocks
 }
-MEMORY_GB = 8.0  # more than this, and optimizers are timed one after the other
+PACKAGES = ("pytorch-optimizer", "heavyball")  # peers
+MEMORY_GB = 12.0  # more than this, and optimizers are timed one after the other
 HEAVYBALL = (
     "eps is a lower bound of the root instead of added to it; before QR, max(eps, 64 d machine epsilons) times the"
     " largest eigenvalue is added to a factor of size d (0.6% of it for d = 768 in float32), so small ones turn slower"
@@ -102,6 +123,21 @@ def builder(soap: Any, limit: str = "max_precond_dim", **extra: Any) -> Build:
     return build
 
 
+def without_onednn(params: list[Parameter], s: Settings) -> Optimizer:
+    optimizer = builder(SOAP)(params, s)
+    step = optimizer.step
+
+    def plain(*args: Any) -> Any:
+        before, *_ = torch.backends.mkldnn.set_flags(False)
+        try:
+            return step(*args)
+        finally:
+            torch.backends.mkldnn.set_flags(before)
+
+    optimizer.step = plain  # type: ignore[method-assign]
+    return optimizer
+
+
 def heavyball(params: list[Parameter], s: Settings) -> Optimizer:
     options = {"storage_dtype": str(params[0].dtype)[6:], "max_precond_dim": s.max_dim, "eps": s.eps, **COMMON}
     module = importlib.import_module("heavyball")
@@ -124,13 +160,15 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
     stagger = builder(SOAP, stagger=True, precondition_frequency=STAGGERED)
     found = [Contender("soap", __version__, "ours", builder(SOAP), dtypes=())]
     found += [Contender("soap-stagger", __version__, "ours", stagger, STAGGERED, dtypes=())]
+    if options.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        found += [Contender("soap-no-onednn", __version__, "ours", without_onednn, dtypes=())]
     if options.device.type == "cuda":
         found += [Contender("soap-cholqr", __version__, "ours", builder(SOAP, basis_update="cholqr"))]
     single = (torch.float32,)
     if "product_dtype" in inspect.signature(SOAP).parameters:
         build, text = builder(SOAP, product_dtype=torch.bfloat16), "products are in bfloat16"
         found += [Contender("soap-bf16", __version__, "ours", build, dtypes=single, convention=text)]
-    for package in ("pytorch-optimizer", "heavyball"):
+    for package in PACKAGES:
         if not importlib.util.find_spec(name := package.replace("-", "_")):
             say(f"{package} is not installed and left out: uv pip install {package}")
             continue
@@ -148,7 +186,7 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
         spec.loader.exec_module(module)
         if not hasattr(module, "SOAP"):
             sys.exit(f"--official: {options.official} defines no SOAP")
-        found += [Contender("official", str(options.official), "peer", builder(module.SOAP), dtypes=single)]
+        found += [Contender("official", options.official.name, "peer", builder(module.SOAP), dtypes=single)]
     adamw: Build = lambda params, _: torch.optim.AdamW(params, fused=True)  # noqa: E731
     found += [Contender("adamw-fused", torch.__version__, "scale", adamw, None, ())]
     found += [Contender("muon", __version__, "scale", muon, None, ())]
@@ -192,11 +230,13 @@ def compare(contender: Contender, device: torch.device) -> dict[str, Any]:
 class Run:
     """One optimizer at work: its parameters, and the milliseconds of timed steps, plain ones and refreshes."""
 
-    def __init__(self, contender: Contender, shapes: list[Shape], options: argparse.Namespace) -> None:
+    def __init__(
+        self, contender: Contender, chosen: List, blocks: int, samples: int, options: argparse.Namespace
+    ) -> None:
         self.contender, self.device, self.calls, self.warm_up_s = contender, options.device, 0, 0.0
-        self.wanted = WARM_UP + (STAGGERED if contender.frequency == STAGGERED else 2 * options.samples)
-        self.params = [Parameter(torch.zeros(shape, device=self.device)) for shape in shapes]
-        settings = Settings(outside=len(LISTS[options.list][0]), heavyball_compile=options.heavyball_compile)
+        self.name, self.in_a_run = contender.name, STAGGERED if contender.frequency == STAGGERED else 2 * samples
+        self.params = [Parameter(torch.zeros(shape, device=self.device)) for shape in chosen.shapes(blocks)]
+        settings = Settings(outside=len(chosen.outside), heavyball_compile=options.heavyball_compile)
         self.optimizer = contender.build(self.params, settings)
         self.probe = min((p for p in self.params if p.ndim == 2 and max(p.shape) <= MAX_DIM), key=Tensor.numel)
         self.times: dict[bool, list[float]] = {False: [], True: []}
@@ -205,7 +245,7 @@ class Run:
         for param, gradient in zip(self.params, gradients, strict=True):
             param.grad = gradient.clone()
         before = [basis.clone() for basis in self._bases()]
-        elapsed = seconds(self.device, self.optimizer.step)
+        elapsed = once(self.device, self.optimizer.step)
         for param in self.params:
             param.grad = None
         self.calls += 1
@@ -223,8 +263,9 @@ class Run:
         return [tensor for path, tensor in found if re.search(r"/basis_\d|[/_]Q(_|/|$)", path)]
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield one record per precondition frequency f."""
+        """Yield one record per precondition frequency f of what was timed since the last time."""
         contender, plain, refresh = self.contender, self.times[False], self.times[True]
+        self.times = {False: [], True: []}
         storages = [tensor.untyped_storage() for _, tensor in tensors(list(self.optimizer.state.values()))]
         extra: dict[str, Any] = {"kind": contender.kind, "version": contender.version}
         extra["state_bytes"] = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -255,19 +296,13 @@ def tensors(node: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors(value, f"{path}/{key}")
 
 
-def seconds(device: torch.device, work: Callable[..., Any], *args: Any, repeats: int = 1) -> float:
-    """Return the shortest time of `work`; repeats end after half a second. No garbage is collected meanwhile."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times: list[float] = []
-    while len(times) < min(2, repeats) or (len(times) < repeats and sum(times) < 0.5):
-        wait()
-        gc.disable()
-        start = time.perf_counter()
-        work(*args)
-        wait()
-        times.append(time.perf_counter() - start)
+def once(device: torch.device, work: Callable[..., Any], *args: Any) -> float:
+    """Return the seconds that some work takes. No garbage is collected meanwhile."""
+    gc.disable()
+    try:
+        return seconds(partial(work, *args), device.type)
+    finally:
         gc.enable()
-    return min(times)
 
 
 def guarded(contender: Contender, work: Callable[..., Any], *args: Any) -> Any:
@@ -282,48 +317,97 @@ def guarded(contender: Contender, work: Callable[..., Any], *args: Any) -> Any:
         return None
 
 
-def measure(group: list[Contender], shapes: list[Shape], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time optimizers in turn, each on its own copy of the same gradients."""
-    runs = [Run(contender, shapes, options) for contender in group]
-    for call in range(max(run.wanted for run in runs)):
-        generator = torch.Generator(options.device).manual_seed(1000 + call)
-        gradients = [torch.randn(shape, generator=generator, device=options.device) for shape in shapes]
-        first = call % len(runs)
-        for run in [run for run in runs[first:] + runs[:first] if call < run.wanted]:
-            elapsed = guarded(run.contender, run.step, gradients)
-            if elapsed is None:
-                run.wanted = 0
-            elif elapsed > 2:
-                say(f"{run.contender.name}: call {call + 1} of {run.wanted} took {elapsed:.1f} s")
-    return [case for run in runs if run.wanted for case in run.records()]
+class Limits:
+    """What no implementation of these products can beat on this machine, measured once a turn."""
+
+    name = "limits"
+
+    def __init__(self, shapes: list[Shape], samples: int, device: torch.device) -> None:
+        self.device, self.in_a_run = device, 2 * samples
+        self.counts = Counter(shape for shape in shapes if len(shape) == 2)
+        sides = {d: sum(k * s.count(d) for s, k in self.counts.items()) for s in self.counts for d in s}
+        self.sides = {d: count for d, count in sides.items() if d <= MAX_DIM}
+        self.elements = sum(map(math.prod, shapes))
+        self.times: dict[tuple[Any, ...], list[float]] = {}
+        self.sources = {d: torch.randn(d, d, device=device) for d in self.sides}
+        self.copied = torch.ones(2**26, device=device)
+        self.copy = torch.zeros_like(self.copied)
+
+    def step(self, gradients: list[Tensor]) -> float:
+        """Time each product, decomposition and copy twice, and keep the better time."""
+        before = time.perf_counter()
+        for dtype in ("float32", "bfloat16"):
+            for (m, n), count in self.counts.items():
+                if max(m, n) <= MAX_DIM:
+                    k = max(1, min(count, 2**22 // (m * n))) if self.device.type == "cuda" else 1
+                    sizes = ((k, m, m), (k, m, n), (k, n, n))
+                    left, x, right = (torch.randn(size, device=self.device).to(getattr(torch, dtype)) for size in sizes)
+                    for case, (a, b) in enumerate(((left, x), (x, right), (x, x.mT), (x.mT, x))):
+                        work = 2 * k * a.shape[1] * a.shape[2] * b.shape[2]
+                        self._add((dtype, m, n, case, "torch", work), torch.bmm, a, b)
+                        self._add((dtype, m, n, case, "ours", work), matmul, a, b)
+        for d, source in self.sources.items():
+            self._add(("qr", d), torch.linalg.qr, source)
+        self._add(("copy",), self.copy.copy_, self.copied)
+        return time.perf_counter() - before
+
+    def _add(self, key: tuple[Any, ...], work: Callable[..., Any], *args: Any) -> None:
+        best = min(once(self.device, work, *args) for _ in range(2))
+        self.times.setdefault(key, []).append(best)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield one record per dtype of products and precondition frequency f, and one of the memory."""
+        median = {key: statistics.median(times) for key, times in self.times.items()}
+        self.times = {}
+        flop = sum(6 * m * n * d * k for (m, n), k in self.counts.items() for d in (m, n) if d <= MAX_DIM)
+        rates = {
+            dtype: max(key[-1] / spent for key, spent in median.items() if key[0] == dtype)
+            for dtype in ("float32", "bfloat16")
+        }
+        refresh = sum(k * (median["qr", d] + 2 * d**3 / rates["float32"]) for d, k in self.sides.items())
+        for dtype, rate in rates.items():
+            step, extra = 1e3 * flop / rate, 1e3 * refresh
+            measured = {"gflop_per_step": flop / 1e9, "gflops": round(rate / 1e9, 1), "refresh_ms": round(extra, 4)}
+            for f in FREQUENCIES:
+                yield record(f"limit: {dtype} products", f, [step] * (f - 1) + [step + extra], **measured)
+        bandwidth = 2 * self.copied.nbytes / median["copy",]
+        yield record("limit: memory", None, [1e3 * 28 * self.elements / bandwidth], gb_per_s=round(bandwidth / 1e9, 1))
 
 
-def limits(shapes: list[Shape], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Measure what no implementation of these products can beat on this machine."""
-    counts = Counter(shape for shape in shapes if len(shape) == 2)
-    sides = Counter({d: sum(k * s.count(d) for s, k in counts.items()) for s in counts for d in s if d <= MAX_DIM})
-    flop = sum(6 * m * n * d * k for (m, n), k in counts.items() for d in (m, n) if d <= MAX_DIM)
-    rates, routines = {"float32": 0.0, "bfloat16": 0.0}, (torch.bmm, matmul)
-    for name in rates:
-        for (m, n), count in counts.items():
-            if max(m, n) <= MAX_DIM:
-                k = max(1, min(count, 2**22 // (m * n))) if device.type == "cuda" else 1
-                sizes = ((k, m, m), (k, m, n), (k, n, n))
-                left, x, right = (torch.randn(size, device=device).to(getattr(torch, name)) for size in sizes)
-                for a, b in ((left, x), (x, right), (x, x.mT), (x.mT, x)):
-                    work = 2 * k * a.shape[1] * a.shape[2] * b.shape[2]
-                    rates[name] = max(rates[name], *(work / seconds(device, by, a, b, repeats=8) for by in routines))
-    qr = {d: seconds(device, torch.linalg.qr, torch.randn(d, d, device=device), repeats=8) for d in sides}
-    refresh = 1e3 * sum(count * (qr[d] + 2 * d**3 / rates["float32"]) for d, count in sides.items())
-    for name, rate in rates.items():
-        step = 1e3 * flop / rate
-        measured = {"gflop_per_step": flop / 1e9, "gflops": round(rate / 1e9, 1), "refresh_ms": round(refresh, 4)}
-        for f in FREQUENCIES:
-            yield record(f"limit: {name} products", f, [step] * (f - 1) + [step + refresh], **measured)
-    source = torch.ones(2**26, device=device)
-    bandwidth = 2 * source.nbytes / seconds(device, torch.zeros_like(source).copy_, source, repeats=8)
-    ms = 1e3 * 28 * sum(map(math.prod, shapes)) / bandwidth
-    yield record("limit: memory", None, [ms], gb_per_s=round(bandwidth / 1e9, 1))
+def measure(
+    group: list[Contender], chosen: List, blocks: int, runs: int, samples: int, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Time optimizers and limits in turn, each optimizer on its own copy of the same gradients; yield every run."""
+    shapes = chosen.shapes(blocks)
+    timed: list[Run | Limits] = [Run(contender, chosen, blocks, samples, options) for contender in group]
+    timed.append(Limits(shapes, samples, options.device))
+    calls = 0
+    for number in range(runs):
+        warm_up = 0 if number else WARM_UP
+        for call in range(warm_up + max(one.in_a_run for one in timed)):
+            generator = torch.Generator(options.device).manual_seed(1000 + calls)
+            gradients = [torch.randn(shape, generator=generator, device=options.device) for shape in shapes]
+            first, calls = calls % len(timed), calls + 1
+            for one in timed[first:] + timed[:first]:
+                if call >= one.in_a_run + (warm_up if isinstance(one, Run) else 0):
+                    continue
+                gc.collect()
+                elapsed = guarded(one.contender, one.step, gradients) if isinstance(one, Run) else one.step(gradients)
+                if elapsed is None:
+                    timed.remove(one)
+                elif elapsed > 2:
+                    say(f"{one.name}: call {call + 1} took {elapsed:.1f} s")
+        for one in timed:
+            yield from ({"run": number + 1, **case} for case in one.records())
+
+
+def over_runs(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one record per optimizer and frequency, with the medians of its times over runs."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for case in cases:
+        found.setdefault((case["optimizer"], case["frequency"]), []).append(case)
+    keys = ("mean_ms", "median_ms", "worst_ms")
+    return [{**of[0], **{key: statistics.median(one[key] for one in of) for key in keys}} for of in found.values()]
 
 
 def table(cases: list[dict[str, Any]]) -> str:
@@ -343,23 +427,13 @@ def table(cases: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"not equal: {name}: {text}" for name, text in differing.items())])
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", default="small", choices=list(LISTS), help="shapes of the parameters")
-    parser.add_argument("--blocks", type=int, help="take only so many of the list's blocks")
-    parser.add_argument("--samples", type=int, help="timed steps of each kind")
+    parser.add_argument("--lists", nargs="+", default=["small", "gpt2-124m"], choices=list(LISTS))
+    parser.add_argument("--blocks", type=int, help="so many blocks of each list instead of its own number")
+    parser.add_argument("--runs", type=int, help="so many runs of each list instead of its own number")
+    parser.add_argument("--samples", type=int, help="timed steps of each kind in a run")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="names of optimizers to take, as in the output")
     parser.add_argument("--official", type=Path, help="path of the official soap.py")
     parser.add_argument("--heavyball-compile", default="shipped", help="its torch.compile mode, `shipped` or `none`")
@@ -367,11 +441,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--table", action="store_true", help="also print a table, on stderr")
     options = parser.parse_args()
-    blocks, samples = LISTS[options.list][3:]
-    options.blocks = blocks if options.blocks is None else options.blocks
-    options.samples = samples if options.samples is None else options.samples
-    if not 1 <= options.blocks <= blocks or options.samples < 1:
-        parser.error(f"--blocks must be in 1..{blocks} for {options.list}, --samples at least 1")
+    for name in ("blocks", "runs", "samples"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name}: got {getattr(options, name)}, expected at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     options.device = torch.device(options.device)
@@ -382,35 +454,41 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    device, (outside, block, last, _, _) = options.device, LISTS[options.list]
-    shapes = [*outside, *block * options.blocks, *last]
-    elements, group = sum(map(math.prod, shapes)), contenders(options)
-    state = SOAP([Parameter(torch.empty(shape, device="meta")) for shape in shapes]).memory_report()["total"]
-    each = (state + 8 * elements) / 1e9  # with weights and a gradient
-    order = "one after the other" if options.sequential or each * len(group) > MEMORY_GB else "in turn"
-    say(f"{elements / 1e6:.1f} M parameters, {each:.1f} GB per optimizer plus temporaries, {len(group)} {order}")
-
-    reports = {c.name: report for c in group if (report := guarded(c, compare, c, device))}
+    torch.set_num_threads(options.threads)
+    group = contenders(options)
+    reports = {c.name: report for c in group if (report := guarded(c, compare, c, options.device))}
     group = [contender for contender in group if contender.name in reports]
     for contender in group:
         if contender.dtypes:
             say(f"{contender.name} {contender.version}: {reports[contender.name]}")
-    where = {"list": options.list, "blocks": options.blocks, "order": order, "device": str(device)}
-    where |= {"machine": machine(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    where |= {"matmul_precision": torch.get_float32_matmul_precision()}
-    cases: list[dict[str, Any]] = []
+    head = settings(options, *PACKAGES) | {"matmul_precision": torch.get_float32_matmul_precision()}
+    found = publish(head, cases(group, reports, options), (), table=False)
+    for name in options.lists if options.table else ():
+        say(f"{name}, medians over runs")
+        say(table(over_runs([case for case in found if case["list"] == name])))
 
-    def publish(found: Iterable[dict[str, Any]]) -> None:
-        for case in found:
-            cases.append(case | reports.get(case["optimizer"], {}))
-            print(json.dumps({**where, **cases[-1]}), flush=True)
 
-    publish(limits(shapes, device))
-    for part in [group] if order == "in turn" else [[contender] for contender in group]:
-        publish(measure(part, shapes, options))
-        gc.collect()
-    if options.table:
-        print(table(cases), file=sys.stderr)
+def cases(
+    group: list[Contender], reports: Mapping[str, dict[str, Any]], options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of every list and run."""
+    names = {contender.name for contender in group}
+    for name in options.lists:
+        chosen = LISTS[name]
+        blocks, runs, samples = (getattr(options, key) or getattr(chosen, key) for key in ("blocks", "runs", "samples"))
+        shapes = chosen.shapes(blocks)
+        elements = sum(map(math.prod, shapes))
+        state = SOAP([Parameter(torch.empty(shape, device="meta")) for shape in shapes]).memory_report()["total"]
+        each = (state + 8 * elements) / 1e9  # with weights and a gradient
+        in_turn = not options.sequential and each * len(group) <= MEMORY_GB
+        order = "in turn" if in_turn else "one after the other"
+        say(f"{name}: {elements / 1e6:.1f} M parameters, {each:.1f} GB per optimizer, {len(group)} {order}")
+        where = {"list": name, "blocks": blocks, "order": order}
+        for number, part in enumerate([group] if in_turn else [[contender] for contender in group]):
+            for case in measure(part, chosen, blocks, runs, samples, options):
+                if case["optimizer"] in names or not number:
+                    yield {**where, **case, **reports.get(case["optimizer"], {})}
+            gc.collect()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ and the emulation's must be equal bit by bit. Contenders take turns, a garbage c
 
 Two baselines, because fresh memory costs more than the work on it: `copy` writes into memory that is there, `clone`
 into memory fresh from the system. A contender is compared with the one that allocates as it does: `in place` with copy,
-what returns a new tensor with clone. `gb_s` counts the bytes that must move: once in, once out.
+what returns a new tensor with clone. glibc's allocator keeps some of the memory that is freed, and who gets it is luck;
+here it is told to keep none, so that what a contender allocates is fresh in every case (`fresh`; elsewhere it is not
+known). `gb_s` counts the bytes that must move: once in, once out.
 
 - ours: `fake_quantize(x, ...)`, and `in place`: `fake_quantize(x, ..., out=there)`.
 - torchao (if installed: `uv pip install torchao`): `MXTensor.to_mx(x, ...)` and back by `.dequantize(...)`, its only
@@ -23,23 +25,24 @@ pack is to four- and eight-bit codes with scales, unpack the way back, dual the 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import ctypes
 import importlib.util
-import json
-import platform
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from effml_quant import Quantizer, __version__, fake_quantize
+from effml_quant import Quantizer, fake_quantize
 from effml_quant.casting import plain_cast
 from effml_quant.kernels import cast_both, codes_of, values_of
-from timing import Contenders, publish, say, timed
+from effml_shared.benchmarks import in_turn, publish, say, settings
 from torch import Tensor
 
+Contenders = dict[str, Callable[[], Any]]
 FORMATS = {"mxfp8_e4m3": "E4M3", "mxfp8_e5m2": "E5M2", "mxfp6_e2m3": "E2M3", "mxfp4": "E2M1"}
 MORE = {"nvfp4": {}, "mxint8": {}, "int4": {"granularity": ("group", 32)}, "int8": {"granularity": "channel"}}
+SHOWN = ["mxfp8_e4m3", "mxfp4", "nvfp4"]
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
 KEYS = ("case", "format", "millions", "dtype", "contender", "ms", "gb_s", "copies", "ours_is_faster", "equal")
 
 
@@ -78,6 +81,14 @@ def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return torch.compile(function, dynamic=False)
 
 
+def always_fresh() -> bool:
+    """Have glibc give back whatever is freed, and take all larger memory from the system; say whether it will."""
+    try:
+        return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20))  # fixed: by itself it would rise to 32 MiB
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
 def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield one row per contender and case."""
     for millions in options.millions:
@@ -91,7 +102,7 @@ def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def fakes(x: Tensor, there: Tensor, where: dict[str, Any], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for fmt, fields in {**{name: {} for name in FORMATS}, **MORE}.items():
-        if options.formats and fmt not in options.formats:
+        if fmt not in options.formats:
             continue
         q = Quantizer(fmt, **fields)
         expected = fake_quantize(x, q)
@@ -112,15 +123,15 @@ def fakes(x: Tensor, there: Tensor, where: dict[str, Any], options: argparse.Nam
         for name, function in slow.items():
             equal[name] = torch.equal(function(x), expected)
             contenders[name] = lambda function=function: function(x)
-        rows = timed(contenders, options.samples)
         del expected
+        rows = in_turn(contenders, options.samples)
         yield from described("fake", fmt, rows, 2 * x.nbytes, x.numel(), equal, where)
 
 
 def others(x: Tensor, there: Tensor, where: dict[str, Any], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Pack, unpack, and both axes at once."""
     for fmt in ("mxfp8_e4m3", "mxfp4", "mxfp6_e2m3"):
-        if options.formats and fmt not in options.formats:
+        if fmt not in options.formats:
             continue
         q = Quantizer(fmt)
         packed = fmt != "mxfp8_e4m3"
@@ -147,9 +158,9 @@ def others(x: Tensor, there: Tensor, where: dict[str, Any], options: argparse.Na
             pack["torchao"] = lambda kind=kind: MXTensor.to_mx(x, kind, 32)
             unpack["torchao"] = lambda theirs=theirs: theirs.dequantize(x.dtype)
             equal["torchao"] = torch.equal(theirs.dequantize(x.dtype), values)
-        yield from described("pack", fmt, timed(pack, options.samples), x.nbytes + small, x.numel(), equal, where)
-        yield from described("unpack", fmt, timed(unpack, options.samples), x.nbytes + small, x.numel(), equal, where)
-    if not options.formats or "mxfp8_e4m3" in options.formats:
+        yield from described("pack", fmt, in_turn(pack, options.samples), x.nbytes + small, x.numel(), equal, where)
+        yield from described("unpack", fmt, in_turn(unpack, options.samples), x.nbytes + small, x.numel(), equal, where)
+    if "mxfp8_e4m3" in options.formats:
         rows, columns = Quantizer("mxfp8_e4m3"), Quantizer("mxfp8_e4m3", axis=0)
         both = cast_both(x, rows, columns)
         equal = {"ours": both is not None and torch.equal(both[1], plain_cast(x, columns))}
@@ -158,7 +169,9 @@ def others(x: Tensor, there: Tensor, where: dict[str, Any], options: argparse.Na
             "ours": lambda: cast_both(x, rows, columns),
             "one after the other": lambda: (fake_quantize(x, rows), fake_quantize(x, columns)),
         }
-        yield from described("dual", "mxfp8_e4m3", timed(dual, options.samples), 3 * x.nbytes, x.numel(), equal, where)
+        yield from described(
+            "dual", "mxfp8_e4m3", in_turn(dual, options.samples), 3 * x.nbytes, x.numel(), equal, where
+        )
 
 
 def described(
@@ -170,6 +183,7 @@ def described(
     equal: dict[str, bool],
     where: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
+    samples = {name: [1e3 * value for value in values] for name, values in samples.items()}
     medians = {name: statistics.median(values) for name, values in samples.items()}
     for name, values in samples.items():
         base = "copy" if name in ("copy", "ours in place") else "clone"
@@ -191,20 +205,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=int, nargs="+", default=[16, 64], help="elements, in units of 2^20")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--formats", nargs="+", default=[], choices=[*FORMATS, *MORE], help="default: all")
+    parser.add_argument("--formats", nargs="+", default=SHOWN, choices=[*FORMATS, *MORE])
     parser.add_argument("--samples", type=int, default=5, help="timed turns of every contender")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="torchao under torch.compile too")
     parser.add_argument("--table", action="store_true", help="a table on stderr")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    versions = {"effml-quant": __version__, "torch": torch.__version__}
-    if importlib.util.find_spec("torchao"):
-        versions["torchao"] = importlib.metadata.version("torchao")
-    else:
+    if not importlib.util.find_spec("torchao"):
         say("torchao is not installed and left out: uv pip install torchao")
-    print(json.dumps({"versions": versions, "machine": platform.processor() or platform.machine(), **vars(options)}))
-    publish(cases(options), KEYS, as_table=options.table)
+    head = {**settings(options, "torchao"), "fresh": always_fresh()}
+    for row in publish(head, cases(options), KEYS, table=options.table):
+        if not row["equal"]:
+            say(f"{row['contender']} differs from ours: {row}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ between; `limit_ms` adds to the float32 layer the time of copying these six.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from bench_cast import emulated
 from effml_quant import PrecisionScheme, Quantizer
 from effml_quant.precision.linear import MXLinear
-from timing import Contenders, publish, timed
+from effml_shared.benchmarks import in_turn, publish, settings
 from torch import Tensor
 
 KEYS = ("format", "tokens", "width", "contender", "ms", "over_linear", "limit_ms", "ours_is_faster", "equal")
@@ -73,7 +72,7 @@ def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             def theirs(q: Quantizer = q, x: Tensor = x, weight: Tensor = weight) -> list[Tensor]:
                 return run(EmulatedLinear.apply(x, weight, q), x, weight)
 
-            contenders: Contenders = {
+            contenders: dict[str, Callable[[], Any]] = {
                 "nn.Linear": lambda x=x, weight=weight: run(F.linear(x, weight), x, weight),
                 "nn.Linear bfloat16": lambda n=narrow, g=narrow_g: run(F.linear(*n), *n, gradient=g),
                 "six copies": lambda x=x, weight=weight, g=g, there=there: [
@@ -83,7 +82,8 @@ def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "emulation": theirs,
             }
             equal = {"emulation": all(map(torch.equal, ours(), theirs()))}
-            medians = {name: statistics.median(v) for name, v in timed(contenders, options.samples).items()}
+            times = in_turn(contenders, options.samples)
+            medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
             for name, ms in medians.items():
                 yield {
                     "format": fmt,
@@ -107,8 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     options.shapes = [(2048, 512), (4096, 1024)]
     torch.set_num_threads(options.threads)
-    print(json.dumps({"torch": torch.__version__, **vars(options)}))
-    publish(cases(options), KEYS, as_table=options.table)
+    publish(settings(options), cases(options), KEYS, table=options.table)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ weight twice and the curvature, read and write the gradient).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from effml_quant.lotion import Lotion, LotionConfig
+from effml_shared.benchmarks import in_turn, publish, say, settings
 from effml_shared.steps import language_model_loss
 from effml_shared.transformer import Transformer, TransformerConfig
-from timing import publish, say, timed
 
 KEYS = ("model", "weights", "tokens", "granularity", "step_ms", "lotion_ms", "share_percent", "gb_s")
 MODELS = {
@@ -53,7 +52,8 @@ def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 lotion.accumulate(count)
                 lotion.add_penalty_()
 
-            samples = timed({"step": step, "lotion": extra}, options.samples)
+            times = in_turn({"step": step, "lotion": extra}, options.samples)
+            samples = {key: [round(1e3 * value, 3) for value in values] for key, values in times.items()}
             medians = {key: statistics.median(values) for key, values in samples.items()}
             weights = sum(weight.numel() for weight in lotion.weights.values())
             yield {
@@ -77,8 +77,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="a table on stderr")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(json.dumps({"torch": torch.__version__, **vars(options)}))
-    found = publish(cases(options), KEYS, as_table=options.table)
+    found = publish(settings(options), cases(options), KEYS, table=options.table)
     if any(row["share_percent"] > 5 for row in found):
         say("the penalty takes more than 5% of a step in some case: see share_percent")
 

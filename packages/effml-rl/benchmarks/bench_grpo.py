@@ -21,18 +21,19 @@ each prompt once; `gflop_per_s` says how near the machine's peak that comes.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from effml_rl import GRPOTrainer
 from effml_rl.policy_config import PolicyConfig, dapo
+from effml_shared.benchmarks import publish, settings
 from effml_shared.transformer import Transformer, TransformerConfig
 from torch import Tensor, nn
 
@@ -267,7 +268,8 @@ def gradient(model: nn.Module) -> Tensor:
     return torch.cat([tensor.flatten() for _, tensor in named])
 
 
-def compare(precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(precision: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Check and time all contenders in one precision; yield one row for each."""
     base = llama(options)
     makers: dict[str, Callable[[], Effml | Trl]] = {
         "effml": lambda: Effml(clone(base, options), precision, options),
@@ -287,7 +289,6 @@ def compare(precision: str, options: argparse.Namespace) -> list[dict[str, Any]]
             found[name] += contender.round()
     weights = sum(p.numel() for p in base.parameters())
     rate = {}
-    rows = []
     for name in ("trl", "effml", "effml own"):
         median = {key: statistics.median(step[key] for step in found[name]) for key in ("seconds", "sampling")}
         tokens = statistics.fmean(step["tokens"] for step in found[name])
@@ -295,7 +296,7 @@ def compare(precision: str, options: argparse.Namespace) -> list[dict[str, Any]]
         rate[name] = count / median["seconds"]
         read = (count if name == "trl" else options.prompts) * options.prompt
         gflop = (2 * tokens + 6 * (tokens + read)) * weights / 1e9
-        row = {
+        yield {
             "precision": precision,
             "contender": name,
             "seconds": round(median["seconds"], 4),
@@ -307,12 +308,8 @@ def compare(precision: str, options: argparse.Namespace) -> list[dict[str, Any]]
             "gflop_per_s": round(gflop / median["seconds"], 1),
             "gradient_off": off[name],
             "seconds_all": [round(step["seconds"], 4) for step in found[name]],
-            "threads": options.threads,
             "weights": weights,
         }
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
 
 
 def clone(model: nn.Module, options: argparse.Namespace) -> nn.Module:
@@ -323,7 +320,7 @@ def clone(model: nn.Module, options: argparse.Namespace) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print a table at the end")
+    parser.add_argument("--table", action="store_true", help="a table on stderr")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     for name, default in (
         ("layers", 4),
@@ -334,7 +331,7 @@ def main() -> None:
         ("samples", 8),
         ("prompt", 16),
         ("length", 64),
-        ("rounds", 3),
+        ("rounds", 10),
         ("steps", 5),
         ("threads", 2),
     ):
@@ -346,12 +343,8 @@ def main() -> None:
         import trl  # noqa: F401
     except ImportError:
         sys.exit("trl: not installed; `pip install trl` to compare")
-    rows = [row for precision in options.precisions for row in compare(precision, options)]
-    if options.table:
-        cells = [list(KEYS)] + [[str(row[key]) for key in KEYS] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    rows = itertools.chain.from_iterable(compare(precision, options) for precision in options.precisions)
+    publish(settings(options, "trl", "transformers"), rows, KEYS, table=options.table)
 
 
 if __name__ == "__main__":

@@ -3,34 +3,39 @@
     python packages/effml-rl/benchmarks/bench_sandbox.py --table
     python packages/effml-rl/benchmarks/bench_sandbox.py --seconds 0.5 --workers 1
 
-One JSON line per case on stdout: items per second of wall time, and `times_faster` where there is a contender, both
-timed in turn. `interpreter` is the usual way, as many at a time: `python -I -S -B` per program, which prints its value,
-with a time limit and no other guard. `exec` runs the program in the trainer's own process: it is what the sandbox
-spares the trainer, and the bound on the rate. For timeouts, `seconds_over` says how long after its limit a program that
-never ends was dead and buried.
+One JSON line per case on stdout: items per second of wall time, and `times_faster` where there is a contender, all
+timed in turn, each number of workers too: medians over rounds, and of ratios within a round. `interpreter` is the usual
+way, as many at a time: `python -I -S -B` per program, which prints its value, with a time limit and no other guard.
+`exec` runs the program in the trainer's own process: it is what the sandbox spares the trainer, and the bound on the
+rate. For timeouts, `seconds_over` says how long after its limit a program that never ends was dead and buried.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, TypeVar
 
 from effml_rl.sandbox import Program, PythonSandbox
 from effml_rl.verifiers import WordProblemMatch
+from effml_shared.benchmarks import publish, seconds, settings
 from effml_shared.data.miniature import MINIATURE_FORMATS, miniature_problems
 from effml_shared.data.solution_formats import FORMATS, FormatSpec, built_in_formats
 from effml_shared.data.word_problems import WordProblem, WordProblemGenerator
 
 CALL = "simple_math_problem()"
-KEYS = ("case", "contender", "workers", "per_second", "times_faster")
+KEYS = ("case", "contender", "workers", "per_second", "times_faster", "seconds_over")
+T = TypeVar("T")
 Work = Callable[[Sequence[str]], list[Any]]
 
 
@@ -63,35 +68,44 @@ def exec_work(codes: Sequence[str]) -> list[Any]:
     return values
 
 
-def rates(contenders: dict[str, Work], codes: Sequence[str], seconds: float) -> dict[str, float]:
-    """Return programs per second: the median over rounds in which each contender does all of them in turn."""
-    for name, work in contenders.items():
+def rounds(contenders: Mapping[T, Work], codes: Sequence[str], least: float) -> dict[T, list[float]]:
+    """Return programs per second in rounds of so many seconds each, in which all contenders take their turn."""
+    for name, work in contenders.items():  # which also warms up
         if work(codes) != exec_work(codes):
             raise SystemExit(f"{name} computes something else")
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    while sum(map(sum, times.values())) < seconds * len(contenders) or len(next(iter(times.values()))) < 3:
+    found: dict[T, list[float]] = {name: [] for name in contenders}
+    spent = 0.0
+    while spent < least * len(contenders) or len(next(iter(found.values()))) < 3:
         for name, work in contenders.items():
-            start = time.perf_counter()
-            work(codes)
-            times[name].append(time.perf_counter() - start)
-    return {name: len(codes) / statistics.median(spent) for name, spent in times.items()}
+            taken = seconds(partial(work, codes))
+            found[name].append(len(codes) / taken)
+            spent += taken
+    return found
 
 
-def program_cases(workers: int, programs: int, seconds: float) -> Iterator[dict[str, Any]]:
-    codes = [FORMATS["python_function"].render(p) for p in WordProblemGenerator().problems(programs)]
-    with PythonSandbox(workers=workers) as sandbox:
-        contenders = {"effml": sandbox_work(sandbox), "interpreter": interpreter_work(workers)}
-        found = rates(contenders, codes, seconds)
-        for name, rate in found.items():
-            faster = {"times_faster": rate / found["interpreter"]}
-            yield {"case": "programs", "contender": name, "workers": workers, "per_second": rate, **faster}
+def program_cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield one row per contender and number of workers."""
+    codes = [FORMATS["python_function"].render(p) for p in WordProblemGenerator().problems(options.programs)]
+    with ExitStack() as stack:
+        contenders: dict[tuple[str, int], Work] = {("exec", 0): exec_work}
+        for workers in options.workers:
+            sandbox = stack.enter_context(PythonSandbox(workers=workers))
+            contenders["effml", workers] = sandbox_work(sandbox)
+            contenders["interpreter", workers] = interpreter_work(workers)
+        found = rounds(contenders, codes, options.seconds)
+    for (name, workers), rates in found.items():
+        row = {"case": "programs", "contender": name, "workers": workers, "per_second": statistics.median(rates)}
+        if ("interpreter", workers) in found:
+            ratios = [a / b for a, b in zip(rates, found["interpreter", workers], strict=True)]
+            row["times_faster"] = statistics.median(ratios)
+        yield {**row, "per_second_all": [round(rate, 1) for rate in rates]}
 
 
-def timeout_case(seconds: float) -> dict[str, Any]:
+def timeout_case(least: float) -> dict[str, Any]:
     with PythonSandbox(timeout=0.2, workers=1) as sandbox:
         sandbox.run(Program("1", last_expression=True))  # the server starts
         over = []
-        for _ in range(max(3, int(seconds / 0.2))):
+        for _ in range(max(3, int(least / 0.2))):
             start = time.perf_counter()
             execution = sandbox.run(Program("while True: pass"))
             over.append(time.perf_counter() - start - 0.2)
@@ -100,23 +114,23 @@ def timeout_case(seconds: float) -> dict[str, Any]:
     return {"case": "timeouts of 0.2 s", "workers": 1, "seconds_over": statistics.median(over)}
 
 
-def verifier_cases(workers: int, completions: int, seconds: float) -> Iterator[dict[str, Any]]:
+def verifier_cases(workers: int, completions: int, least: float) -> Iterator[dict[str, Any]]:
     with PythonSandbox(workers=workers) as sandbox:
         built_in = WordProblemMatch(sandbox, built_in_formats(*FORMATS))
         problems = WordProblemGenerator().problems(completions)
         for spec in FORMATS.values():
-            yield verifier_case(built_in, spec, problems, workers, seconds)
+            yield verifier_case(built_in, spec, problems, workers, least)
     miniature = WordProblemMatch(None, MINIATURE_FORMATS)
     for spec in MINIATURE_FORMATS:
-        yield verifier_case(miniature, spec, miniature_problems().problems(completions), 1, seconds)
+        yield verifier_case(miniature, spec, miniature_problems().problems(completions), 1, least)
 
 
 def verifier_case(
-    verifier: WordProblemMatch, spec: FormatSpec, problems: Sequence[WordProblem], workers: int, seconds: float
+    verifier: WordProblemMatch, spec: FormatSpec, problems: Sequence[WordProblem], workers: int, least: float
 ) -> dict[str, Any]:
     texts, golds = [spec.render(problem) for problem in problems], [problem.answer for problem in problems]
     prompts, times = [problem.question for problem in problems], list[float]()
-    while sum(times) < seconds or len(times) < 3:
+    while sum(times) < least or len(times) < 3:
         start = time.perf_counter()
         verdicts = verifier(prompts, texts, golds)
         times.append(time.perf_counter() - start)
@@ -129,28 +143,17 @@ def verifier_case(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", nargs="+", type=int, default=sorted({1, os.cpu_count() or 1}))
-    parser.add_argument("--programs", type=int, default=200, help="per round")
-    parser.add_argument("--seconds", type=float, default=5.0, help="wall time per case and contender")
-    parser.add_argument("--table", action="store_true", help="a readable table instead of JSON lines")
+    parser.add_argument("--programs", type=int, default=50, help="per round")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of programs, per contender")
+    parser.add_argument("--table", action="store_true", help="a table on stderr")
     options = parser.parse_args()
 
-    def rows() -> Iterator[dict[str, Any]]:
-        codes = [FORMATS["python_function"].render(p) for p in WordProblemGenerator().problems(options.programs)]
-        (rate,) = rates({"exec": exec_work}, codes, options.seconds / 5).values()
-        yield {"case": "programs", "contender": "exec", "workers": 0, "per_second": rate}
-        for workers in options.workers:
-            yield from program_cases(workers, options.programs, options.seconds)
-        yield timeout_case(options.seconds)
-        yield from verifier_cases(max(options.workers), options.programs, options.seconds / 5)
-
-    for row in rows():
-        row = {"contender": "effml", **row}
-        if not options.table:
-            print(json.dumps(row), flush=True)
-            continue
-        cells = [f"{row[key]:,.1f}" if isinstance(row.get(key), float) else str(row.get(key, "")) for key in KEYS]
-        last = f"{row['seconds_over']:.3f} s over" if "seconds_over" in row else f"{cells[3]}/s"
-        print(f"{cells[0]:28}{cells[1]:13}{cells[2]:>3} workers {last:>16}  {cells[4]:>6}", flush=True)
+    rows = itertools.chain(
+        program_cases(options),
+        [timeout_case(options.seconds / 3)],
+        verifier_cases(max(options.workers), 4 * options.programs, options.seconds / 10),
+    )
+    publish(settings(options), ({"contender": "effml", **row} for row in rows), KEYS, table=options.table)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ One JSON line per contender on stdout. All sample n completions of every problem
     effml torch   the same where the C decoder does not serve, as on a GPU or with another architecture
     generate      `generate` of transformers, `num_return_sequences=n`, temperature by temperature, all problems at once
 
-The model is fine-tuned for a moment, so that its answers end and are sometimes right. Before anything is timed, greedy
-completions must be the same, token by token, in all three. `seconds` is the median over rounds, contenders in turn;
+The world is that of the experiment `rl.wall`, in which the model is fine-tuned until its answers end and many of them
+are right: `ended` and `accuracy`. Before anything is timed, greedy completions must be the same, token by token, in all
+three, and each contender completes a first sweep. `seconds` is the median over rounds, contenders in turn;
 `accuracy` that of all samples, whose difference between contenders is luck: `standard_error` is that of one of them.
 `times_faster` is that over `generate`, the median of the ratios within a round.
 """
@@ -18,21 +19,21 @@ completions must be the same, token by token, in all three. `seconds` is the med
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from effml_rl import Sampler, SolutionTreeTask, SupervisedDataset, TemperatureSweep, supervised_loss
 from effml_rl import sampler as sampler_module
 from effml_rl.wall import SYNTHETIC_TEMPERATURES
+from effml_shared.benchmarks import publish, settings
 from effml_shared.data import Loader
 from torch import nn
 
-KEYS = ("contender", "seconds", "completions_per_s", "times_faster", "accuracy", "standard_error")
+KEYS = ("contender", "seconds", "completions_per_s", "times_faster", "accuracy", "ended")
 
 
 def trained_llama(task: SolutionTreeTask, options: argparse.Namespace) -> nn.Module:
@@ -61,12 +62,18 @@ def trained_llama(task: SolutionTreeTask, options: argparse.Namespace) -> nn.Mod
     dataset = SupervisedDataset.from_padded(
         *examples.prompts(tokenizer), completions, until_end, prompt_loss=True, pad_id=tokenizer.pad_id
     )
-    loader, optimizer = Loader(dataset), torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loader = Loader(dataset)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (0.05 * options.steps), 1 - step / options.steps)
+    )
     for _ in range(options.steps):
         total, count = supervised_loss(model, loader.next(64))
         (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        schedule.step()
     return model.eval()
 
 
@@ -118,24 +125,8 @@ class Sampled:
             sampler_module.native_rows = kept
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print a table at the end")
-    for name, default in (
-        ("layers", 4),
-        ("width", 128),
-        ("problems", 16),
-        ("n", 16),
-        ("steps", 150),
-        ("rounds", 5),
-        ("threads", 2),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
-    task = SolutionTreeTask()
-    model = trained_llama(task, options)
+def cases(model: nn.Module, task: SolutionTreeTask, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield one row per contender."""
     examples = task.sample(options.problems, "sft", seed=1)
     prompts, targets = [one.prompt for one in examples], [one.completion for one in examples]
     sampler = Sampler(model, task.tokenizer, max_new_tokens=task.completion_length, keep_end=True)
@@ -148,6 +139,7 @@ def main() -> None:
     for name, texts in greedy.items():
         if texts != greedy["generate"]:
             raise SystemExit(f"{name}: got other greedy completions than `generate`, expected the same")
+    ended = {name: share_ended(make, prompts, task, options) for name, make in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     accuracy: dict[str, float] = {}
     for _ in range(options.rounds):
@@ -158,29 +150,52 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
             accuracy[name] = float((matrix.outcomes == 1).mean())
     count = len(SYNTHETIC_TEMPERATURES) * options.problems * options.n
-    rows = []
     for name, taken in seconds.items():
         faster = statistics.median(a / b for a, b in zip(seconds["generate"], taken, strict=True))
         share = accuracy[name]
-        row = {
+        yield {
             "contender": name,
             "seconds": round(statistics.median(taken), 3),
             "completions_per_s": round(count / statistics.median(taken)),
             "times_faster": round(faster, 2),
             "accuracy": round(share, 4),
             "standard_error": round((share * (1 - share) / count) ** 0.5, 4),
+            "ended": round(ended[name], 4),
             "completions": count,
+            "temperatures": len(SYNTHETIC_TEMPERATURES),
             "seconds_all": [round(value, 3) for value in taken],
-            "threads": options.threads,
             "weights": sum(parameter.numel() for parameter in model.parameters()),
         }
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    if options.table:
-        cells = [list(KEYS)] + [[str(row[key]) for key in KEYS] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def share_ended(
+    make: Callable[..., Any], prompts: Sequence[str], task: SolutionTreeTask, options: argparse.Namespace
+) -> float:
+    """Return the share of all completions of a sweep that end before they are cut."""
+    of_temperature = make(prompts, temperatures=SYNTHETIC_TEMPERATURES, n=options.n)
+    texts = [text for of_prompt in of_temperature for texts in of_prompt for text in texts]
+    return sum(task.tokenizer.eos_id in task.tokenizer.encode(text) for text in texts) / len(texts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="a table on stderr")
+    for name, default in (
+        ("layers", 4),
+        ("width", 128),
+        ("problems", 16),
+        ("n", 16),
+        ("steps", 500),
+        ("rounds", 5),
+        ("threads", 2),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    task = SolutionTreeTask(n_states=6, n_actions=6, n_contexts=6, n_problem=6, len_range=(2, 3), n_irrelevant=0)
+    model = trained_llama(task, options)
+    publish(settings(options, "transformers"), cases(model, task, options), KEYS, table=options.table)
 
 
 if __name__ == "__main__":
