@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from effml_shared.cli import _parse
+from effml_shared.cli import parse
 from effml_shared.experiments import find
 
 ROOT = Path(__file__).parents[1]
@@ -39,10 +39,10 @@ def test_commands_parse_and_their_experiments_and_fields_exist(page):
             if (
                 not found
                 or line.startswith("#")
-                or not re.search(r"(^|\s)effml (list|run|resume|report|compare|doctor)", line)
+                or not re.search(r"(^|\s)effml (list|run|resume|report|compare|reproduce|sweep|cite|doctor)", line)
             ):
                 continue
-            options = _parse(shlex.split(command, comments=True))
+            options = parse(shlex.split(command, comments=True))
             if hasattr(options, "overrides"):
                 find(options.name).configure(options.preset, overrides=options.overrides)
 

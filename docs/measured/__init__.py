@@ -10,3 +10,5 @@ between two comments:
 `nox -s numbers` compares every page with what its measurements give, `nox -s numbers -- write` writes the pages anew,
 `nox -s numbers -- record DIR...` first takes over finished runs (`effml reproduce` leaves a directory of them).
 """
+
+__all__ = ["arch", "core", "diffusion", "evaluation", "front", "optim", "quant", "rl"]  # the modules of pages

@@ -25,27 +25,34 @@ def runs_in(folder: Path) -> Iterator[Path]:
 
 
 def record(run: Path, results: Path) -> Path:
-    """Write one run's NAME.PRESET.json; returns its path."""
+    """Write one run's NAME.PRESET.json; returns its path.
+
+    Raises:
+        ValueError: the run is not finished.
+    """
     manifest = json.loads((run / "manifest.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     if summary.get("status") != "finished":
-        raise SystemExit(f"{run}: got status {summary.get('status')!r}, expected 'finished': effml resume {run}")
+        raise ValueError(f"{run}: got status {summary.get('status')!r}, expected 'finished': effml resume {run}")
     path = results / f"{manifest['experiment']}.{manifest['preset']}.json"
     kept = {"manifest": {key: manifest[key] for key in KEPT}, **summary}
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
-def main() -> int:
-    results = Path(__file__).parents[1] / "results"
-    found = [run for folder in sys.argv[1:] for run in runs_in(Path(folder))]
+def main(folders: list[str], results: Path = Path(__file__).parents[1] / "results") -> int:
+    found = [run for folder in folders for run in runs_in(Path(folder))]
     if not found:
-        print(f"got {' '.join(sys.argv[1:]) or 'nothing'}, expected run directories", file=sys.stderr)
+        print(f"got {' '.join(folders) or 'nothing'}, expected run directories", file=sys.stderr)
         return 2
-    for run in found:
-        print(f"recorded {record(run, results).name}")
+    try:
+        for run in found:
+            print(f"recorded {record(run, results).name}")
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

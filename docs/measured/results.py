@@ -34,6 +34,20 @@ def lines(name: str, **where: Any) -> list[dict[str, Any]]:
     return [line for line in _lines(name) if all(line.get(key) == value for key, value in where.items())]
 
 
+def cases(name: str, **where: Any) -> list[dict[str, Any]]:
+    """Return the cases of a benchmark whose fields have the given values, each with the settings of its run.
+
+    Settings (machine, versions, threads, sizes) stand in a line before the cases of a run, which names `torch`.
+    """
+    found, settings = [], {}
+    for entry in _lines(name):
+        if "torch" in entry:
+            settings = entry
+        elif all(entry.get(key) == value for key, value in where.items()):
+            found.append({**settings, **entry})
+    return found
+
+
 def line(name: str, **where: Any) -> dict[str, Any]:
     """Return the one line of a benchmark whose fields have the given values."""
     found = lines(name, **where)
