@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -11,14 +12,14 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "walls", "tests", "integration", "docs"]
+nox.options.sessions = ["lint", "types", "walls", "tests", "integration", "docs", "numbers"]
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PACKAGES = {"shared": "shared"} | {p.name[6:]: f"packages/{p.name}" for p in sorted(ROOT.glob("packages/effml-*"))}
 # What a package's own tests need beyond its plain installation.
 EXTRAS = {
-    "shared": "[data]",
+    "shared": "[data,sweep]",
     "optim": "[hf]",
     "quant": "[hf]",
     "arch": "[hf]",
@@ -55,7 +56,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Static types of everything that is shipped."""
     session.install(*groups("types", "test", "dev"), *editable(*PACKAGES))
-    session.run("mypy", *SOURCES, "noxfile.py")
+    session.run("mypy", *SOURCES, "noxfile.py", "release", env={"MYPYPATH": "release"})
 
 
 @nox.session
@@ -70,6 +71,10 @@ def walls(session: nox.Session) -> None:
 @nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
 def tests(session: nox.Session, package: str) -> None:
     """Unit tests of one package, with only that package and the core installed."""
+    unit_tests(session, package)
+
+
+def unit_tests(session: nox.Session, package: str) -> None:
     session.install(*groups("test", "peers", *PEERS.get(package, [])), *editable(*dict.fromkeys(["shared", package])))
     session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, *session.posargs, env=ONE_THREAD)
 
@@ -85,8 +90,21 @@ def integration(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Doctests, the READMEs' examples and commands, links."""
     session.install(*groups("test", "peers"), *editable(*PACKAGES))
-    session.run("pytest", "--doctest-modules", *SOURCES, env=ONE_THREAD)
-    session.run("pytest", "docs/test_docs.py", env=ONE_THREAD)
+    session.run("pytest", "--doctest-modules", *SOURCES, "docs/measured", env={**ONE_THREAD, "PYTHONPATH": "docs"})
+    session.run("pytest", "docs", env=ONE_THREAD)
+
+
+@nox.session
+def numbers(session: nox.Session) -> None:
+    """Measured numbers of the pages: `-- write` writes them from docs/results, `-- record DIR...` takes runs over."""
+    if session.posargs not in ([], ["write"]) and not (session.posargs[0] == "record" and session.posargs[1:]):
+        session.error("usage: nox -s numbers, nox -s numbers -- write, or nox -s numbers -- record DIR...")
+    session.install(*groups("numbers"), *editable("shared"))
+    if session.posargs[:1] == ["record"]:
+        session.run("python", "docs/measured/record.py", *session.posargs[1:])
+    how = ["-r"] if session.posargs else ["--check", "--diff", "--check-fail-msg=run: nox -s numbers -- write"]
+    pages = ["README.md", *(f"{path}/README.md" for path in PACKAGES.values())]
+    session.run("cog", *how, "-P", "-I", "docs", "-p", "from measured import *", *pages)
 
 
 @nox.session(default=False)
@@ -103,41 +121,36 @@ def gpu(session: nox.Session) -> None:
     session.run("pytest", "-rs", *[f"{path}/tests" for path in PACKAGES.values()], "-m", "gpu", success_codes=[0, 5])
 
 
-@nox.session(default=False)
+@nox.session(default=False, reuse_venv=False)  # installing over what is there would keep newer versions
 @nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
 def lowest(session: nox.Session, package: str) -> None:
     """Unit tests against the lowest versions that the package says it supports."""
-    session.install("--resolution", "lowest-direct", *groups("test"), *editable(*dict.fromkeys(["shared", package])))
+    needs = [*groups("test"), "accelerate>=1.10.1", *editable(*dict.fromkeys(["shared", package]))]
+    session.install("--resolution", "lowest-direct", *needs)
     old = ["-W", "default::DeprecationWarning", "-W", "default::UserWarning"]  # old releases warn about one another
-    session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, *old, env=ONE_THREAD)
+    session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, *old, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(default=False, python=["3.11", "3.12", "3.13"])
-def python(session: nox.Session) -> None:
-    """Unit tests of everything on every supported Python."""
-    session.install(*groups("test", "peers"), *editable(*PACKAGES))
-    for path in PACKAGES.values():
-        session.run("pytest", f"{path}/tests", *FAST, *PARALLEL, env=ONE_THREAD)
+@nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
+def python(session: nox.Session, package: str) -> None:
+    """Unit tests of one package on one of the supported Pythons (`nox -s "python-3.13(quant)"`)."""
+    unit_tests(session, package)
 
 
-@nox.session(default=False)
+@nox.session(default=False, venv_backend="none")
 def build(session: nox.Session) -> None:
     """Build every wheel into dist/."""
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     session.run("uv", "build", "--all-packages", "--wheel", "--out-dir", "dist", external=True)
 
 
-@nox.session(default=False, requires=["build"])
+@nox.session(default=False, venv_backend="none", requires=["build"])
 @nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
 def wheels(session: nox.Session, package: str) -> None:
-    """Install one wheel (and the core's) into an empty environment and run the package's tests against it."""
-    (wheel,) = (ROOT / "dist").glob(f"effml_{package}-*.whl")
-    anew = [word for name in ("shared", package) for word in ("--reinstall-package", f"effml-{name}")]
-    session.install("--find-links", "dist", *anew, f"{wheel}{EXTRAS.get(package, '')}")
-    where = f"import effml_{package} as m; assert 'site-packages' in m.__file__, m.__file__"
-    session.run("python", "-c", where)
-    session.install(*groups("test", "peers"))
-    session.run("pytest", f"{PACKAGES[package]}/tests", *FAST, *PARALLEL, env=ONE_THREAD)
+    """One wheel and the core's in an empty environment: a newcomer's first minutes, then the package's tests."""
+    found = [next((ROOT / "dist").glob(f"effml_{name}-*.whl")) for name in dict.fromkeys([package, "shared"])]
+    try_wheel(session, package, *found, options=session.posargs)
 
 
 @nox.session(default=False)
@@ -157,19 +170,20 @@ def release(session: nox.Session) -> None:
         session.error(f"usage: nox -s release -- PACKAGE, one of {', '.join(f'effml-{known}' for known in PACKAGES)}")
     session.install(*groups("release"))
     rules = ["python", "release/rules.py", name]
-    tag = str(session.run(*rules, silent=True)).strip()
+    tag = said(session, *rules)
     out, built = ROOT / "dist" / tag, Path(session.create_tmp()) / "core"
     for folder in (out, built):
         shutil.rmtree(folder, ignore_errors=True)
     build = ["uv", "build", "--quiet", "--out-dir"]
-    session.run(*build, str(out), "--package", f"effml-{name}", external=True)
-    wheel, archive = sorted(out.glob("effml_*"), key=lambda file: file.suffix, reverse=True)
+    session.run(*build, str(out), "--package", f"effml-{name}", external=True)  # the wheel from the source archive
+    session.run("python", "release/archives.py", name, str(out))
+    wheel, archive = next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
     session.run("twine", "check", "--strict", str(wheel), str(archive))
     if name == "shared":
         try_wheel(session, name, wheel)
     else:
         session.run(*build, str(built / "newest"), "--package", "effml-shared", "--wheel", external=True)
-        lowest_tag = str(session.run(*rules, "--lowest-core", silent=True)).strip()
+        lowest_tag = said(session, *rules, "--lowest-core")
         if lowest_tag:
             source = built / "source.tar"
             session.run("git", "archive", "--output", str(source), lowest_tag, "shared", external=True)
@@ -181,16 +195,20 @@ def release(session: nox.Session) -> None:
     session.log(f"{out.relative_to(ROOT)} holds what to publish; the tag: git tag {tag} && git push origin {tag}")
 
 
-def try_wheel(session: nox.Session, name: str, wheel: Path, *core: Path) -> None:
-    """Install a wheel in a fresh environment, import it with nothing but what it asks for, then run its quick tests."""
+def said(session: nox.Session, *command: str) -> str:
+    """Run a command and return what it printed; its warnings go to the terminal."""
+    return str(session.run(*command, silent=True, stderr=None)).strip()
+
+
+def try_wheel(session: nox.Session, name: str, wheel: Path, *core: Path, options: Sequence[str] = ()) -> None:
+    """Install a wheel in an empty environment; try it with nothing but what it asks for, then run its quick tests."""
     fresh = Path(session.create_tmp()) / "fresh"
     python = str(fresh / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
     install = ["uv", "pip", "install", "--quiet", "--python", python, *map(str, core)]
-    session.run("uv", "venv", "--quiet", "--clear", str(fresh), external=True)
+    session.run("uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(fresh), external=True)
     session.run(*install, str(wheel), external=True)
-    where = f"import effml_{name} as m; assert 'site-packages' in m.__file__, m.__file__; print(m.__version__)"
-    session.run(python, "-I", "-c", where, external=True)
+    session.run(python, "-I", "release/first_minutes.py", f"effml-{name}", env=ONE_THREAD, external=True)
     needs = groups("test", "peers", *PEERS.get(name, []))
     session.run(*install, f"{wheel}{EXTRAS.get(name, '')}", *needs, external=True)
-    tests = [f"{PACKAGES[name]}/tests", *FAST, *PARALLEL]
+    tests = [f"{PACKAGES[name]}/tests", *FAST, *PARALLEL, *options]
     session.run(python, "-m", "pytest", "-q", *tests, env=ONE_THREAD, external=True)

@@ -2,6 +2,8 @@
 
 import importlib
 import subprocess
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,11 @@ class Workspace:
     def rules(self, *options):
         return self.run("rules", "toy", "--root", self.root, *options)
 
+    def tag(self):
+        """The rules' status and first line: what a release goes by, without the warnings."""
+        status, said = self.rules()
+        return status, said.partition("\n")[0]
+
 
 @pytest.fixture
 def workspace(tmp_path, run):
@@ -209,15 +216,76 @@ def test_a_module_that_does_not_parse_and_an_unknown_package_are_one_line(worksp
 
 def test_a_first_release_and_a_second_one_pass(workspace):
     workspace.commit()
-    assert workspace.rules() == (0, "effml-toy-v0.1.0")
+    assert workspace.tag() == (0, "effml-toy-v0.1.0")
     assert workspace.rules("--lowest-core") == (0, "")
     workspace.git("tag", "effml-toy-v0.1.0")
     workspace.git("tag", "effml-shared-v0.1.0")
     workspace.project("shared", "effml-shared", "0.1.1")
     workspace.project("packages/effml-toy", "effml-toy", "0.1.1")
     workspace.commit()
-    assert workspace.rules() == (0, "effml-toy-v0.1.1")
+    assert workspace.tag() == (0, "effml-toy-v0.1.1")
     assert workspace.rules("--lowest-core") == (0, "effml-shared-v0.1.0")
+
+
+def test_a_release_warns_of_what_its_owners_owe_and_does_not_fail(workspace):
+    workspace.commit()
+    status, said = workspace.rules()
+    _, license_, core = said.splitlines()
+    assert status == 0
+    assert license_.startswith("warning: no license declared: packages/effml-toy/pyproject.toml has no `license`")
+    assert (
+        core == "warning: no released core: no tag of effml-shared fits 'effml-shared<0.2,>=0.1', so release that first"
+    )
+    workspace.git("tag", "effml-shared-v0.1.0")
+    workspace.edit("packages/effml-toy/pyproject.toml", "[project]", '[project]\nlicense = "MIT"')
+    workspace.commit()
+    assert workspace.rules() == (0, "effml-toy-v0.1.0")
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [("[project", "pyproject.toml: "), ('[project]\nname = "effml-toy"\n', "pyproject.toml: expected project.version")],
+)
+def test_a_damaged_project_file_and_an_unknown_package_end_in_one_line(workspace, toml, said):
+    with pytest.raises(SystemExit, match=r"^package: got 'toyz', expected one of effml-shared, effml-toy$"):
+        workspace.run("rules", "toyz", "--root", workspace.root)
+    workspace.write("packages/effml-toy/pyproject.toml", toml)
+    with pytest.raises(SystemExit) as stop:
+        workspace.rules()
+    assert said in str(stop.value)
+    assert "\n" not in str(stop.value)
+
+
+def test_archives_hold_what_is_committed_and_nothing_else(workspace, tmp_path_factory):
+    dist = tmp_path_factory.mktemp("dist")
+    workspace.write("packages/effml-toy/src/effml_toy/kernel.c", "int one;")
+    workspace.write("packages/effml-toy/benchmarks/bench_area.py", "")
+    workspace.commit()
+    package = workspace.root / "packages" / "effml-toy"
+    files = [file for file in package.rglob("*") if file.is_file() and file.parent.name != "benchmarks"]
+    assert len(files) == 6
+
+    def built(*, without="", and_also=""):
+        with zipfile.ZipFile(dist / "effml_toy-0.1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("effml_toy-0.1.0.dist-info/METADATA", "")
+            for file in files:
+                if "src" in file.parts and file.name != without:
+                    wheel.write(file, file.relative_to(package / "src"))
+        with tarfile.open(dist / "effml_toy-0.1.0.tar.gz", "w:gz") as source:
+            for file in files:
+                source.add(file, Path("effml_toy-0.1.0") / file.relative_to(package))
+            if and_also:
+                source.add(package / "pyproject.toml", f"effml_toy-0.1.0/{and_also}")
+        return workspace.run("archives", "toy", dist, "--root", workspace.root)
+
+    assert built() == (0, "")
+    assert built(without="kernel.c") == (1, "effml_toy-0.1.0-py3-none-any.whl: lacks effml_toy/kernel.c")
+    said = "effml_toy-0.1.0.tar.gz: holds, though no commit does, notes.txt"
+    assert built(and_also="notes.txt") == (1, said)
+    (dist / "effml_toy-0.1.0.tar.gz").unlink()
+    assert workspace.run("archives", "toy", dist, "--root", workspace.root)[1].endswith(
+        "expected effml_toy-0.1.0.tar.gz"
+    )
 
 
 def test_a_tagged_version_is_not_released_again(workspace):
@@ -241,7 +309,7 @@ def test_a_changed_api_asks_for_a_minor_version(workspace):
     assert line.endswith("the public API differs from 0.1.0's (changed effml_toy.LIMIT): raise the minor")
     workspace.project("packages/effml-toy", "effml-toy", "0.2.0")
     workspace.commit()
-    assert workspace.rules() == (0, "effml-toy-v0.2.0")
+    assert workspace.tag() == (0, "effml-toy-v0.2.0")
 
 
 @pytest.mark.parametrize(
@@ -249,6 +317,7 @@ def test_a_changed_api_asks_for_a_minor_version(workspace):
     [
         ("effml-shared", "got 'effml-shared', expected 'effml-shared>=a.b,<a.(b+1)'"),
         ("effml-shared>=0.1", "got 'effml-shared>=0.1', expected"),
+        ("effml-shared>=0.1.x,<0.2", "got 'effml-shared>=0.1.x,<0.2', expected"),
         ("effml-shared>=0.1,<0.3", "expected 'effml-shared>=a.b,<a.(b+1)'"),
         ("effml-shared>=0.2,<0.3", "leaves out this tree's core, 0.1.0"),
         ("other>=1", "got 'effml-shared', expected"),
@@ -272,4 +341,7 @@ def test_the_changelog_says_what_is_new(workspace, changelog):
 def test_what_is_not_committed_is_not_released(workspace):
     workspace.commit()
     workspace.write("packages/effml-toy/README.md", "new")
-    assert "1 files differ from the last commit" in workspace.rules()[1]
+    said = "effml-toy: a tag would not hold what is not committed: packages/effml-toy/README.md"
+    assert workspace.rules() == (1, said)
+    workspace.write("packages/effml-toy/src/effml_toy/shapes.py", "def (")
+    assert "shapes.py:1: " in workspace.rules()[1]

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,8 +41,30 @@ class Package:
 def packages(root: Path = ROOT) -> list[Package]:
     """Return the packages of the workspace, the core first."""
     folders = [root / "shared", *sorted(root.glob("packages/effml-*"))]
-    projects = [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in folders]
+    projects = [read_project(folder) for folder in folders]
     return [Package(folder, about["name"], about["version"]) for folder, about in zip(folders, projects, strict=True)]
+
+
+def read_project(folder: Path) -> dict[str, Any]:
+    """Return the table `project` of a folder's pyproject.toml; ends the program if it names no package."""
+    file = folder / "pyproject.toml"
+    try:
+        project: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SystemExit(f"{file}: {error}") from None
+    missing = [key for key in ("name", "version") if not isinstance(project.get(key), str)]
+    if missing:
+        raise SystemExit(f"{file}: expected project.{missing[0]}")
+    return project
+
+
+def find_package(name: str, root: Path = ROOT) -> Package:
+    """Return a package by its name, such as quant or effml-quant; ends the program if there is none."""
+    known = {package.name: package for package in packages(root)}
+    full = f"effml-{name.replace('_', '-').removeprefix('effml-')}"
+    if full not in known:
+        raise SystemExit(f"package: got {name!r}, expected one of {', '.join(known)}")
+    return known[full]
 
 
 class Sources:
