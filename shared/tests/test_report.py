@@ -1,8 +1,9 @@
+import math
 import re
 
 import pytest
 from effml_shared.errors import CheckpointError
-from effml_shared.report import claims_table, number, write_report
+from effml_shared.report import claims_table, mean_with_interval, number, write_report
 from effml_shared.runs import Run
 
 
@@ -52,3 +53,24 @@ def test_numbers_and_their_absence():
     verdict = {"claim": {"text": "t", "paper": "p", "unit": "%"}, "mean": None, "low": None, "high": None, "seeds": 0}
     (row,) = claims_table([{**verdict, "verdict": "inconclusive"}])
     assert row["measured"] == "–%"
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "expected"),
+    [
+        (0.0338, -0.054, 0.1216, ("0.034", "[-0.054, 0.122]")),
+        (-0.001, -0.04, 0.038, ("-0.001", "[-0.040, 0.038]")),
+        (-0.001, -4.1, 4.2, ("0.0", "[-4.1, 4.2]")),
+        (12345.6, 12000.0, 12700.0, ("12346", "[12000, 12700]")),
+        (30.357, 30.357, 30.357, ("30.4", "[30.4, 30.4]")),
+        (0.0, 0.0, 0.0, ("0.0", "[0.0, 0.0]")),
+        (3.456, None, None, ("3.46", "–")),
+        (3.456, -math.inf, math.inf, ("3.46", "–")),
+        (3.456, math.nan, math.nan, ("3.46", "–")),
+        (math.inf, math.nan, math.nan, ("inf", "–")),
+        (math.nan, None, None, ("–", "–")),
+        (None, None, None, ("–", "–")),
+    ],
+)
+def test_a_mean_has_the_digits_that_its_interval_justifies(mean, low, high, expected):
+    assert mean_with_interval({"mean": mean, "low": low, "high": high}) == expected

@@ -121,12 +121,16 @@ def mean_with_interval(verdict: Mapping[str, Any]) -> tuple[str, str]:
     ('3.46', '–')
     """
     mean, low, high = (verdict[key] for key in ("mean", "low", "high"))
-    if mean is None:
-        return "–", "–"
-    half = (high - low) / 2 if None not in (low, high) else 0.0
+    if mean is None or not math.isfinite(mean):
+        return number(mean), "–"
+    known = low is not None and high is not None and math.isfinite(high - low)
+    half = (high - low) / 2 if known else 0.0
     decimals = max(0, 1 - math.floor(math.log10(half or abs(mean) / 10 or 1.0)))
-    text = [f"{round(value, decimals) + 0.0:.{decimals}f}" for value in (mean, low, high) if value is not None]
-    return text[0], f"[{text[1]}, {text[2]}]" if len(text) == 3 else "–"
+
+    def text(value: float) -> str:
+        return f"{round(value, decimals) + 0.0:.{decimals}f}"  # without a minus before a zero
+
+    return text(mean), f"[{text(low)}, {text(high)}]" if known else "–"
 
 
 def _claims_section(claims: list[dict[str, Any]]) -> list[str]:
