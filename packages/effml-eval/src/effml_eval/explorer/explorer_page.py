@@ -24,7 +24,7 @@ from effml_shared.files import write_whole
 from torch import Tensor
 
 from effml_eval.concepts.code_entries import check_matrix
-from effml_eval.concepts.concept_report import ConceptReport
+from effml_eval.concepts.concept_report import COLUMNS, ConceptReport
 from effml_eval.explorer.atom_map import atom_map, nearest_atoms
 from effml_eval.explorer.thumbnails import thumbnail
 
@@ -32,17 +32,7 @@ __all__ = ["Images", "concept_explorer", "page_data"]
 
 NEIGHBOURS = 15  # of the map; the page lists the first of them
 LISTED = 6
-FLOATS = (
-    "image_energy",
-    "text_energy",
-    "image_rate",
-    "text_rate",
-    "modality_score",
-    "probe_accuracy",
-    "atom_norm",
-    "alignment",
-    "stability",
-)
+FLOATS = COLUMNS[:-1]  # the last, the partner, is an index
 SCRIPTS = (
     "record.js",
     "places.js",
