@@ -215,7 +215,8 @@ class Killed(BaseException):
 @contextmanager
 def power_cut(after: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Let nothing reach the disk after so many steps; of a file that was not flushed, any part may have."""
-    stream, steps, flushed, fsync = random.Random(seed), [0], dict[str, int](), os.fsync
+    stream, steps, flushed = random.Random(seed), [0], dict[str, int]()
+    fsync, truncate = os.fsync, os.truncate
 
     def step(real: Callable[..., Any]) -> Callable[..., Any]:
         def stepped(*arguments: Any) -> Any:
@@ -231,7 +232,7 @@ def power_cut(after: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
         steps[0] += 1
         if steps[0] > after:
             if steps[0] == after + 1 and os.path.isfile(name):
-                os.ftruncate(descriptor, stream.randint(min(flushed.get(name, 0), size), size))
+                truncate(name, stream.randint(min(flushed.get(name, 0), size), size))  # the descriptor may only read
             raise Killed
         flushed[name] = size
         fsync(descriptor)
